@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing run before them. PYTHON may name an interpreter (3.11 or newer).
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test test-slow lint format clean
+
+install: $(READY)
+
+$(READY): pyproject.toml setup.py
+	@set -e; \
+	for p in $(PYTHON) python3 python3.12 python3.11 python3.13; do \
+	  if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py=$$p; break; fi; \
+	done; \
+	if [ -z "$${py:-}" ]; then echo "make: no Python 3.11 or newer with venv found; install one or give PYTHON=/path/to/python3" >&2; exit 2; fi; \
+	echo "installing into $(VENV) with $$($$py --version) (a few GB, one to five minutes)"; \
+	[ -x $(BIN)/python ] || $$py -m venv $(VENV); \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[all]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/fastidc demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,36 @@
+"""fastidc: CLIP for image difference captioning, fast and faithful (CLIP4IDC, arXiv 2206.00629).
+
+The public names load on first use, so that ``import fastidc`` costs nothing and starts nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CLIP4IDC": "fastidc.model.clip4idc",
+    "FastidcError": "fastidc.errors",
+    "ModelConfig": "fastidc.config",
+    "PairBatch": "fastidc.data.loaders",
+    "PairRecord": "fastidc.data.records",
+    "Tokenizer": "fastidc.tokenizer",
+    "ops": "fastidc.ops",
+}
+__all__ = ["CLIP4IDC", "FastidcError", "ModelConfig", "PairBatch", "PairRecord", "Tokenizer", "ops"]
+
+if TYPE_CHECKING:
+    from fastidc import ops
+    from fastidc.config import ModelConfig
+    from fastidc.data.loaders import PairBatch
+    from fastidc.data.records import PairRecord
+    from fastidc.errors import FastidcError
+    from fastidc.model.clip4idc import CLIP4IDC
+    from fastidc.tokenizer import Tokenizer
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastidc' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    return module if name == "ops" else getattr(module, name)

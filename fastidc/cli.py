@@ -1,0 +1,166 @@
+"""The command line: `fastidc render|adapt|finetune|demo|doctor`."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fastidc.errors import FastidcError
+
+
+def _numbers(text: str, separator: str, flag: str, example: str) -> tuple[int, int]:
+    match = re.fullmatch(rf"(\d+)\s*{separator}\s*(\d+)", text.strip())
+    if not match:
+        raise FastidcError(f"{flag} is {text!r}; write it as in {flag} {example}.")
+    return int(match[1]), int(match[2])
+
+
+def render(
+    out: Path,
+    scenes: int,
+    size: str = "480x320",
+    jitter: float = 1.0,
+    objects: str = "3-10",
+    seed: int = 0,
+    references: int = 6,
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Render a mini CLEVR-Change: images, captions, splits, boxes and scene graphs.
+
+    Args:
+        out: Folder to make; it must not hold anything yet.
+        scenes: Number of scenes, three images each (before, after, distractor).
+        size: Pixels, WIDTHxHEIGHT.
+        jitter: How far the camera moves between images, in scene units; 1.0 is CLEVR-Change's own.
+        objects: Objects a scene, FEWEST-MOST.
+        seed: The same seed gives the same bytes, whatever the number of workers.
+        references: Sentences a pair.
+        workers: Processes; all cores by default.
+        device: Where rays are cast; bytes differ between cpu and cuda.
+    """
+    from fastidc.data.render import RenderConfig, render_dataset
+
+    width, height = _numbers(size, "x", "--size", "480x320")
+    fewest, most = _numbers(objects, "-", "--objects", "3-10")
+    config = RenderConfig(
+        scenes=scenes, width=width, height=height, jitter=jitter, min_objects=fewest, max_objects=most, seed=seed, references=references
+    )
+    render_dataset(config, out, workers=workers, device=device)
+    print(f"wrote {scenes} scenes to {out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFlags:
+    """The flags that adapt and finetune share; what is left out comes from the preset."""
+
+    data: Path
+    """Data folder in CLEVR-Change's layout."""
+    out: Path
+    """Run folder to make: config.json, log.jsonl, model.safetensors, metrics.json."""
+    preset: str | None = None
+    """Recipe: clevr (the official one, for CLIP weights) or tiny (from scratch). By default that of the run given with --init."""
+    init: str | None = None
+    """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
+    intra_layers: int | None = None
+    """Vision layers that see one image alone; by default 9 of 12. A fastidc run knows its own."""
+    epochs: int | None = None
+    """Passes over the training split."""
+    steps: int | None = None
+    """Train for so many steps instead."""
+    batch_size: int | None = None
+    """Samples a step: sentences in adaptation, scenes in fine-tuning."""
+    max_words: int | None = None
+    """Longest caption in tokens, start and end included."""
+    seed: int | None = None
+    """Seed of every draw: initialisation, order, captions, dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 products over fp32 masters, or fp32; auto is bf16 where the hardware has it."""
+    workers: int = 4
+    """Threads that decode images."""
+    overwrite: bool = False
+    """Replace an earlier run in --out."""
+
+
+def _stage(stage, flags: StageFlags) -> None:
+    from fastidc.evaluate.report import format_table
+    from fastidc.train.run import Options, train
+
+    metrics = train(stage, Options(**dataclasses.asdict(flags)))
+    test = metrics["splits"].get("test")
+    if test is not None:
+        print(format_table(test) if stage == "finetune" else retrieval_table(test))
+    print(f"wrote {flags.out}")
+
+
+def retrieval_table(metrics: dict) -> str:
+    """Both directions of `retrieval_metrics` as text, recalls in percent."""
+    names = ("R@1", "R@5", "R@10", "MdR", "MnR")
+    lines = [f"{'':14}" + "".join(f"{name:>9}" for name in names)]
+    for direction, title in (("text_to_pair", "text to pair"), ("pair_to_text", "pair to text")):
+        lines.append(f"{title:14}" + "".join(f"{metrics[direction][name]:9.2f}" for name in names))
+    return "\n".join(lines)
+
+
+def adapt(flags: StageFlags) -> None:
+    """Adaptation: align image pairs with their captions (symmetric InfoNCE), then score retrieval on the test split."""
+    _stage("adapt", flags)
+
+
+def finetune(flags: StageFlags) -> None:
+    """Fine-tuning: train the captioner, caption the test split and score it. --init takes the adapted run."""
+    _stage("finetune", flags)
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
+    """Everything at once on a small world: render, adapt, fine-tune, caption, score, report.
+
+    Args:
+        out: Folder for data, runs, captions, metrics and report.html.
+        seed: Seed of the world and of the training.
+        device: Where to train.
+    """
+    from fastidc.demo import run_demo
+
+    run_demo(out, seed, device)
+
+
+def doctor() -> None:
+    """What this machine has, which backend serves each op and why the others do not, and what each absence costs."""
+    from fastidc.doctor import report
+
+    print(report())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
+    import tyro
+
+    commands = {"render": render, "adapt": adapt, "finetune": finetune, "demo": demo, "doctor": doctor}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="fastidc",
+            description="CLIP for image difference captioning: render pairs, adapt, fine-tune, caption, score.",
+            args=None if argv is None else list(argv),
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except FastidcError as error:
+        print(f"fastidc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastidc: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Frozen configurations and the named presets. Standard library only."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastidc.errors import FastidcError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PAD_ID = 0  # the official choice; in CLIP's vocabulary it is the token "!"
+START_ID = 49406
+END_ID = 49407
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a CLIP4IDC model (clip4idc.md 1 to 3). The defaults are ViT-B/32 with the paper's 9 + 3 split.
+
+    The text tower, the captioner and the joint space share one width, ``embed_dim``, because the captioner is tied to the text
+    tower's token and position tables; every OpenAI ViT CLIP has it so.
+    """
+
+    image_size: int = 224
+    patch_size: int = 32
+    vision_width: int = 768
+    vision_layers: int = 12
+    intra_layers: int = 9
+    embed_dim: int = 512
+    text_layers: int = 12
+    vocab_size: int = 49408
+    context_length: int = 77
+    captioner_layers: int = 3  # 0 where there is no captioner (an adapted model before fine-tuning)
+    head_dim: int = 64
+    dropout: float = 0.1  # of the captioner; CLIP has none
+    pair_input: Literal["concat", "difference"] = "concat"
+    """What the inter layers read: "concat" = [before, after], the paper. "difference" = [before, after - before] is fastidc's own
+    addition for training from random initialisation; it is not CLIP4IDC."""
+    vocabulary: tuple[int, ...] | None = None
+    """BPE ids that the token table holds, ascending, row by row; None means all of CLIP's (our addition, for `tiny`)."""
+
+    def __post_init__(self) -> None:
+        def refuse(sentence: str) -> None:
+            raise FastidcError(f"model config: {sentence}")
+
+        for name in ("image_size", "patch_size", "vision_width", "vision_layers", "embed_dim", "text_layers", "context_length", "head_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                refuse(f"{name} must be a positive integer, got {value!r}.")
+        if self.image_size % self.patch_size:
+            refuse(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        for name in ("vision_width", "embed_dim"):
+            if getattr(self, name) % self.head_dim:
+                refuse(f"{name} {getattr(self, name)} is not a multiple of head_dim {self.head_dim}.")
+        if not 1 <= self.intra_layers <= self.vision_layers:
+            refuse(
+                f"intra_layers {self.intra_layers} lies outside the model; with {self.vision_layers} vision layers choose 1 to {self.vision_layers}."
+            )
+        if self.captioner_layers < 0:
+            refuse(f"captioner_layers must be 0 or more, got {self.captioner_layers}.")
+        if not 0 <= self.dropout < 1:
+            refuse(f"dropout must lie in [0, 1), got {self.dropout}.")
+        if self.pair_input not in ("concat", "difference"):
+            refuse(f'pair_input must be "concat" or "difference", got {self.pair_input!r}.')
+        if self.vocabulary is not None:
+            object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
+            ids = self.vocabulary
+            if list(ids) != sorted(set(ids)) or not {PAD_ID, START_ID, END_ID} <= set(ids) or ids[0] < 0:
+                refuse(f"vocabulary must be ascending BPE ids that include {PAD_ID}, {START_ID} and {END_ID}.")
+            if self.vocab_size != len(ids):
+                refuse(f"vocab_size {self.vocab_size} differs from the {len(ids)} ids of vocabulary.")
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image: the class token and the patches."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def vision_heads(self) -> int:
+        return self.vision_width // self.head_dim
+
+    @property
+    def text_heads(self) -> int:
+        return self.embed_dim // self.head_dim
+
+    @property
+    def start_id(self) -> int:
+        """Row of the start token in the token table."""
+        return self.vocab_size - 2
+
+    @property
+    def end_id(self) -> int:
+        """Row of the end token: the largest, which is how CLIP's text tower finds it."""
+        return self.vocab_size - 1
+
+    def replace(self, **changes) -> "ModelConfig":
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str = "model config") -> "ModelConfig":
+        """Reads ``to_dict``'s output; raises FastidcError naming ``source`` and the field."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise FastidcError(f"{source}: unknown field {unknown[0]!r} in the model config; this file is from another version of fastidc.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise FastidcError(f"{source}: the model config does not fit: {error}.") from None
+        except FastidcError as error:
+            raise FastidcError(str(error).replace("model config", source, 1)) from None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage trains. Rates are those of the new parameters; CLIP's own move at ``lr * coef_lr`` (clip4idc.md 5)."""
+
+    epochs: int
+    batch_size: int  # samples of all processes together; a sample is a sentence in adaptation, a scene in captioning
+    lr: float
+    coef_lr: float
+    optimizer: Literal["bert_adam", "adamw"]
+    schedule: Literal["warmup_cosine", "warmup_linear", "cosine"]
+    betas: tuple[float, float]
+    weight_decay: float
+    eps: float = 1e-6
+    warmup: float = 0.1  # share of all steps
+    clip_norm: float = 1.0
+    freeze_layers: int = 0  # -1 freezes nothing, 0 the stem and the tables, k also the first k blocks of both towers
+    freeze_tokens: bool = True  # the tied token table; Spot-the-Diff's captioning trains it
+    swap_distractor: float = 0.5  # adaptation: how often the distractor stands in for the before-image
+    flip: float = 0.0  # how often a pair is mirrored, with "left" and "right" exchanged in its caption (our addition)
+    max_words: int = 32
+    seed: int = 42
+    steps: int | None = None  # trains this long instead of ``epochs``
+    select: Literal["best", "last"] = "best"  # the epoch that is kept: the best on val (R@1, CIDEr), or simply the last
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named pair of recipes and, where the model starts from nothing, its shape."""
+
+    name: str
+    adapt: Recipe
+    finetune: Recipe
+    model: ModelConfig | None = None
+    restrict_vocabulary: bool = False  # keep only the BPE ids of the training captions
+    about: str = field(default="", compare=False)
+
+
+_CLEVR_ADAPT = Recipe(
+    epochs=12,
+    batch_size=128,
+    lr=1e-4,
+    coef_lr=1e-3,
+    optimizer="bert_adam",
+    schedule="warmup_cosine",
+    betas=(0.9, 0.98),
+    weight_decay=0.2,
+)
+_CLEVR_FINETUNE = Recipe(
+    epochs=50,
+    batch_size=16,
+    lr=1e-4,
+    coef_lr=1e-3,
+    optimizer="bert_adam",
+    schedule="warmup_linear",
+    betas=(0.9, 0.999),
+    weight_decay=0.01,
+    swap_distractor=0.0,
+    seed=2021,
+)
+_TINY = Recipe(
+    epochs=2,
+    steps=900,
+    batch_size=32,
+    lr=1e-3,
+    coef_lr=1.0,
+    optimizer="adamw",
+    schedule="cosine",
+    betas=(0.9, 0.98),
+    weight_decay=0.05,
+    warmup=0.05,
+    freeze_layers=-1,
+    freeze_tokens=False,
+    flip=0.5,
+    select="last",
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("clevr", _CLEVR_ADAPT, _CLEVR_FINETUNE, about="the official CLEVR-Change recipe, for CLIP weights (give them with --init)"),
+        Preset(
+            "tiny",
+            _TINY,
+            dataclasses.replace(_TINY, epochs=11, steps=1400, swap_distractor=0.0),
+            model=ModelConfig(
+                image_size=112,
+                patch_size=16,
+                vision_width=128,
+                vision_layers=4,
+                intra_layers=2,
+                embed_dim=128,
+                text_layers=2,
+                context_length=40,
+                captioner_layers=2,
+                pair_input="difference",
+            ),
+            restrict_vocabulary=True,
+            about="a small model from random initialisation, for the demo and for tests",
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called ``name``; FastidcError listing the known ones otherwise."""
+    if name not in PRESETS:
+        raise FastidcError(f"unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]

@@ -1,0 +1,153 @@
+"""Records -> batches. Every random draw is a function of (seed, epoch, sample), so threads and order of decoding change nothing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastidc.config import PAD_ID, Recipe
+from fastidc.data.images import ImageStore
+from fastidc.data.random import generator
+from fastidc.data.records import PairRecord
+from fastidc.errors import FastidcError
+from fastidc.tokenizer import Tokenizer, left_right_swapped
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What every loader yields. K images a sample: before first; P = K - 1 pairs, each (before, image k)."""
+
+    images: Tensor  # uint8 [B, K, H, W, 3]
+    ids: list[str]
+    text_ids: Tensor | None = None  # int64 [B, L], adaptation: the caption of (before, after)
+    input_ids: Tensor | None = None  # int64 [B, P, T], captioning: start + words
+    target_ids: Tensor | None = None  # int64 [B, P, T]: words + end, padded with 0
+
+    def to(self, device: torch.device) -> "PairBatch":
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        fields = ("images", "text_ids", "input_ids", "target_ids")
+        return replace(self, **{name: move(getattr(self, name)) for name in fields})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of one epoch, drawn but not decoded."""
+
+    id: str
+    images: tuple[Path, ...]
+    captions: tuple[str, ...]  # one in adaptation; in captioning one of each pair
+    mirrored: bool = False
+
+
+def adaptation_samples(records: Sequence[PairRecord]) -> list[tuple[PairRecord, int]]:
+    """One sample per sentence of a change, in the records' order (clip4idc.md 6.2)."""
+    return [(record, index) for record in records for index in range(len(record.captions))]
+
+
+def draw_adaptation(sample: tuple[PairRecord, int], recipe: Recipe, epoch: int) -> Sample:
+    """(before, after) with its sentence; the distractor may stand in for the before-image."""
+    record, index = sample
+    name = f"{record.id}#{index}"
+    rng = generator(recipe.seed, "adapt", epoch, name)
+    swap, mirror = rng.random(2)
+    before = record.distractor if record.distractor is not None and swap < recipe.swap_distractor else record.before
+    return _mirrored(Sample(name, (before, record.after), (record.captions[index],)), mirror < recipe.flip)
+
+
+def draw_captioning(record: PairRecord, recipe: Recipe, epoch: int) -> Sample:
+    """(before, after, distractor) with one sentence of the change and one of no change; without a distractor one pair."""
+    rng = generator(recipe.seed, "finetune", epoch, record.id)
+    pick, pick_none, mirror = rng.random(3)
+    captions = [record.captions[int(pick * len(record.captions))]]
+    if record.distractor is not None:
+        captions.append(record.no_change_captions[int(pick_none * len(record.no_change_captions))])
+    return _mirrored(Sample(record.id, record.images, tuple(captions)), mirror < recipe.flip)
+
+
+def _mirrored(sample: Sample, mirror: bool) -> Sample:
+    if not mirror:
+        return sample
+    return replace(sample, captions=tuple(left_right_swapped(caption) for caption in sample.captions), mirrored=True)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits its samples, int64 [count]."""
+    return generator(seed, "order", epoch).permutation(count)
+
+
+def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    """int64 [len(rows), longest], filled up with the pad id."""
+    out = torch.full((len(rows), max(len(row) for row in rows)), PAD_ID, dtype=torch.long)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return out
+
+
+class PairLoader:
+    """Batches of an epoch, decoded by ``workers`` threads (Pillow frees the interpreter lock) one batch ahead of the training step."""
+
+    def __init__(
+        self, stage: str, records: Sequence[PairRecord], tokenizer: Tokenizer, images: ImageStore, recipe: Recipe, workers: int = 4
+    ):
+        self.stage, self.tokenizer, self.images, self.recipe, self.workers = stage, tokenizer, images, recipe, workers
+        self.samples: Sequence = adaptation_samples(records) if stage == "adapt" else list(records)
+        self._draw: Callable = draw_adaptation if stage == "adapt" else draw_captioning
+        if len({len(record.images) for record in records}) > 1:
+            raise FastidcError("some scenes have a distractor and some have none; a data set must have it for all or for none.")
+        self.steps = len(self.samples) // recipe.batch_size  # an epoch's incomplete last batch is left out, as officially
+        if not self.steps:
+            raise FastidcError(
+                f"the training split has {len(self.samples)} samples, fewer than one batch of {recipe.batch_size}; lower --batch-size."
+            )
+
+    def epoch(self, epoch: int) -> Iterator[PairBatch]:
+        """The batches of one epoch, ``self.steps`` of them."""
+        order, size = epoch_order(len(self.samples), self.recipe.seed, epoch), self.recipe.batch_size
+        chunks = [order[i * size : (i + 1) * size] for i in range(self.steps)]
+
+        def draw(chunk: np.ndarray) -> list[Sample]:
+            return [self._draw(self.samples[i], self.recipe, epoch) for i in chunk]
+
+        yield from prefetch((draw(chunk) for chunk in chunks), self._collate, self.images, self.workers)
+
+    def _collate(self, samples: list[Sample], images: list[np.ndarray]) -> PairBatch:
+        batch = torch.from_numpy(np.stack(images)).unflatten(0, (len(samples), -1))
+        mirrored = torch.tensor([sample.mirrored for sample in samples])
+        if mirrored.any():
+            batch[mirrored] = batch[mirrored].flip(3)  # [B, K, H, W, 3]: columns
+        ids, words = [sample.id for sample in samples], self.recipe.max_words
+        if self.stage == "adapt":
+            return PairBatch(batch, ids, text_ids=pad([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
+        both = [self.tokenizer.caption(caption, words) for sample in samples for caption in sample.captions]
+        inputs, targets = (pad(rows).unflatten(0, (len(samples), -1)) for rows in zip(*both, strict=True))
+        return PairBatch(batch, ids, input_ids=inputs, target_ids=targets)
+
+
+def prefetch(batches: Iterator[list[Sample]], collate: Callable, images: ImageStore, workers: int) -> Iterator[PairBatch]:
+    """Decodes one batch ahead; an error in a file surfaces where its batch is asked for."""
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        waiting: list[tuple[list[Sample], list]] = []
+        for samples in batches:
+            waiting.append((samples, [pool.submit(images.__getitem__, path) for sample in samples for path in sample.images]))
+            if len(waiting) > 1:
+                ready, futures = waiting.pop(0)
+                yield collate(ready, [future.result() for future in futures])
+        for ready, futures in waiting:
+            yield collate(ready, [future.result() for future in futures])
+
+
+def in_order(records: Sequence[PairRecord], images: ImageStore, batch_size: int, workers: int = 4) -> Iterator[PairBatch]:
+    """The pairs of ``records`` as they stand, for evaluation: images and ids only, the last batch incomplete."""
+    samples = [Sample(record.id, record.images, ()) for record in records]
+    chunks = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
+
+    def collate(part: list[Sample], arrays: list[np.ndarray]) -> PairBatch:
+        return PairBatch(torch.from_numpy(np.stack(arrays)).unflatten(0, (len(part), -1)), [sample.id for sample in part])
+
+    yield from prefetch(chunks, collate, images, workers)

@@ -1,0 +1,154 @@
+"""The score table as text, and one HTML page with the scores and the pairs beside their captions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastidc.errors import FastidcError
+from fastidc.evaluate.captions import METRICS
+from fastidc.files import write_text
+
+TEMPLATE = "report.html.j2"
+_LARGEST_SIDE = 640  # pixels of an image in the page; 480 x 320 of CLEVR-Change stays as it is
+_SUBSETS = {"overall": "overall", "change": "change", "no_change": "no change"}
+
+
+@dataclass(frozen=True)
+class ReportPair:
+    """One row of the page. ``before``, ``after``: image files. ``correct``: None where nobody judged the caption."""
+
+    id: str
+    before: str | os.PathLike[str]
+    after: str | os.PathLike[str]
+    references: Sequence[str]
+    caption: str
+    type: str | None = None
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Table:
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def format_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, Any]] | None = None) -> str:
+    """Fixed-width table of `score_by_subset`'s result (or of `score_captions`'), values times 100 as papers print them.
+
+    One row each for overall, change, no change and the types. ``constant``: what `best_constant_caption` gave; the last column is then
+    the CIDEr of that one caption on the same pairs. METEOR that could not be had is "-", with the reason below. Other entries of
+    ``metrics`` (change accuracy, retrieval) follow as ``name  value``, as they are.
+    """
+    table = _score_table(metrics, constant)
+    lines = _aligned([table.columns, *table.rows]) if table.rows else []
+    if lines:
+        lines.insert(1, "-" * len(lines[0]))
+    others = [list(item) for item in _other_values(metrics)]
+    if others:
+        lines += ["", *_aligned(others)] if lines else _aligned(others)
+    return "\n".join([*lines, *([""] if table.notes else []), *table.notes])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+
+
+def _score_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, Any]] | None) -> _Table:
+    blocks = dict(_blocks(metrics))
+    if not blocks:
+        return _Table([], [])
+    constants = dict(_blocks(constant[1])) if constant is not None else {}
+    columns = ["scores x 100", "pairs", *METRICS, *(["constant"] if constant is not None else [])]
+    rows = []
+    for name, block in blocks.items():
+        row = [name, str(block.get("pairs", "")), *(_times_100(block.get(metric)) for metric in METRICS)]
+        rows.append(row + ([_times_100(constants.get(name, {}).get("CIDEr"))] if constant is not None else []))
+    notes = []
+    if constant is not None:
+        notes.append(f'constant: CIDEr of one caption for every pair, "{constant[0]}"')
+    for key, text in (("METEOR_reason", "METEOR -: "), ("tokenizer_reason", "tokenised without Java: ")):
+        reasons = dict.fromkeys(str(block[key]) for block in blocks.values() if block.get(key))
+        notes += [text + reason for reason in reasons]
+    return _Table(columns, rows, notes)
+
+
+def _blocks(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if "CIDEr" in metrics:
+        yield "overall", metrics
+    for key, name in _SUBSETS.items():
+        if isinstance(metrics.get(key), Mapping):
+            yield name, metrics[key]
+    if isinstance(metrics.get("types"), Mapping):
+        yield from ((f"  {kind}", block) for kind, block in metrics["types"].items() if isinstance(block, Mapping))
+
+
+def _other_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in metrics.items():
+        if not prefix and (name in _SUBSETS or name in METRICS or name in ("types", "pairs", "tokenizer") or name.endswith("_reason")):
+            continue
+        if isinstance(value, Mapping):
+            yield from _other_values(value, f"{prefix}{name} / ")
+        else:
+            yield f"{prefix}{name}", "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _times_100(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    pairs: Sequence[ReportPair],
+    metrics: Mapping[str, Any],
+    title: str,
+    notes: Sequence[str] = (),
+    constant: tuple[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write one HTML file that needs nothing else: before, after, references and caption of each pair, and the table of `format_table`.
+
+    Images lie inside the file as JPEG of at most 640 pixels a side, so a pair takes about 40 kB; choose the pairs, a whole test set is
+    300 MB. ``notes``: lines for the head of the page (model, data, protocol).
+    Raises FastidcError that names the pair and the file where an image cannot be read, and where the page cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.lstrip_blocks = True
+    shown = [{"pair": pair, "before": _data_uri(pair, "before"), "after": _data_uri(pair, "after")} for pair in pairs]
+    judged = [pair.correct for pair in pairs if pair.correct is not None]
+    page = environment.get_template(TEMPLATE).render(
+        title=title,
+        notes=list(notes),
+        table=_score_table(metrics, constant),
+        others=list(_other_values(metrics)),
+        pairs=shown,
+        right=sum(judged),
+        judged=len(judged),
+    )
+    return write_text(path, page)
+
+
+def _data_uri(pair: ReportPair, which: str) -> str:
+    from PIL import Image
+
+    path = getattr(pair, which)
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")  # as the model sees it: no alpha, no rotation
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FastidcError(f"{path}: the {which} image of pair {pair.id!r} cannot be read ({error}); leave the pair out") from error
+    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

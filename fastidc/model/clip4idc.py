@@ -1,0 +1,166 @@
+"""CLIP4IDC: the only place where the towers, the captioner and the losses meet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastidc import checkpoint, generate, ops
+from fastidc.config import ModelConfig
+from fastidc.errors import FastidcError
+from fastidc.model.captioner import Captioner
+from fastidc.model.pair_encoder import PairEncoder
+from fastidc.model.text_encoder import TextEncoder
+
+
+class CLIP4IDC(nn.Module):
+    """A pair encoder, CLIP's text tower and, where ``config.captioner_layers`` > 0, a captioner.
+
+    Images are uint8 [0, 255] or floating and already normalised with CLIP's mean and std, [B, 3, H, W].
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.pair_encoder = PairEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07), as CLIP starts
+        self.captioner = Captioner(config) if config.captioner_layers else None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: Any, intra_layers: int | None = None, captioner_layers: int | None = None, pair_input: str | None = None
+    ) -> "CLIP4IDC":
+        """The model in ``source``: a fastidc folder, an official ``pytorch_model.bin.*`` of either stage, an OpenAI CLIP state dict
+        (.pt, .safetensors), ``"open_clip:ViT-B-32-quickgelu/openai"``, or a `ModelConfig` (random initialisation).
+
+        intra_layers: 9 of 12 by default; a fastidc folder knows its own, an official file does not. captioner_layers: what the source
+        has by default; a captioner that it lacks is initialised at random. FastidcError names the file and the tensor that does not fit.
+        """
+        if isinstance(source, ModelConfig):
+            changes = {"intra_layers": intra_layers, "captioner_layers": captioner_layers, "pair_input": pair_input}
+            return cls(source.replace(**{k: v for k, v in changes.items() if v is not None}))
+        read = checkpoint.read(source, intra_layers=intra_layers, captioner_layers=captioner_layers, pair_input=pair_input)
+        model = cls(read.config)
+        model.load_weights(read.weights, read.source, fresh=read.fresh)
+        return model
+
+    def drop_captioner(self) -> None:
+        """Leaves the model without a captioner, as adaptation trains and saves it."""
+        self.captioner = None
+        self.config = self.config.replace(captioner_layers=0)
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str, fresh: Sequence[str] = ()) -> None:
+        """Copies ``weights`` (our names) in; every parameter must be there with its shape, but for those whose names start with one of
+        ``fresh``, which may be absent as a whole and then keep their initial values."""
+        own = dict(self.named_parameters())
+        checkpoint.check_fit({name: tuple(p.shape) for name, p in own.items()}, weights, source, fresh)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if name in weights:
+                    parameter.copy_(weights[name])
+
+    def forward(self, batch: Any, objectives: Sequence[Any]) -> dict[str, Tensor]:
+        """The trained entry, the one to wrap: a `fastidc.data.PairBatch` and objectives -> {objective.name: scalar loss}.
+
+        Every image of the batch passes intra once and every pair inter once, whatever the number of objectives that read them.
+        """
+        encoded = self.encode_batch(batch.images)
+        return {objective.name: objective.loss(self, batch, encoded) for objective in objectives}
+
+    def encode_batch(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B, K, H, W, 3] uint8, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k)."""
+        batch, count = images.shape[:2]
+        features = self.pair_encoder.intra(images.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, count))
+        before = features[:, :1].expand(-1, count - 1, -1, -1)
+        embedding, tokens = self.pair_encoder.pool(self.pair_encoder.inter(before.flatten(0, 1), features[:, 1:].flatten(0, 1)))
+        return embedding.unflatten(0, (batch, count - 1)), tokens.unflatten(0, (batch, count - 1))
+
+    def encode_pair(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """before, after [B, 3, H, W] -> embedding [B, E], not normalised, and tokens [B, 2(n+1), E]."""
+        if before.shape != after.shape or before.dtype != after.dtype:
+            raise ValueError(f"before {list(before.shape)} {before.dtype} and after {list(after.shape)} {after.dtype} must be alike.")
+        first, second = self.pair_encoder.intra(torch.cat([before, after])).chunk(2)
+        return self.pair_encoder.pool(self.pair_encoder.inter(first, second))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """ids [B, L] int with an end token in every row -> [B, E], not normalised."""
+        return self.text_encoder(self._positions_for(ids))
+
+    def similarity(self, text: Tensor, pair: Tensor) -> Tensor:
+        """exp(logit_scale) cos: text [T, E], pair [P, E] -> [T, P] fp32."""
+        return self.logit_scale.exp() * F.normalize(text.float(), dim=-1) @ F.normalize(pair.float(), dim=-1).T
+
+    def text_pair_loss(self, embedding: Tensor, ids: Tensor) -> Tensor:
+        """embedding [B, E] of pairs, ids [B, L] of their captions -> symmetric InfoNCE (paper eq. 6 to 8)."""
+        return ops.info_nce(self.encode_text(ids), embedding, self.logit_scale)
+
+    def token_losses(self, tokens: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, T] -> [P]: for each kind the mean cross entropy over
+        its targets that are not the pad id 0. All kinds pass the captioner together."""
+        x = self._decode(tokens.flatten(0, 1), input_ids.flatten(0, 1)).unflatten(0, input_ids.shape[:2])
+        words, bias = self.text_encoder.token_embedding, self._captioner.head_bias
+        kinds = zip(x.unbind(1), target_ids.unbind(1), strict=True)
+        return torch.stack([ops.linear_cross_entropy(rows.flatten(0, 1), words, bias, targets.flatten()) for rows, targets in kinds])
+
+    def adaptation_loss(self, before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
+        """before, after [B, 3, H, W], ids [B, L] -> scalar."""
+        return self.text_pair_loss(self.encode_pair(before, after)[0], ids)
+
+    def caption_loss(self, before: Tensor, after: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """before, after [B, 3, H, W]; input_ids [B, T] from the start token on, target_ids [B, T] one ahead, both padded with 0 -> scalar,
+        the mean over the non-pad targets."""
+        return self.token_losses(self.encode_pair(before, after)[1][:, None], input_ids[:, None], target_ids[:, None])[0]
+
+    def caption_logits(self, before: Tensor, after: Tensor, input_ids: Tensor) -> Tensor:
+        """-> [B, T, V]. For tests and tools; training never builds it. Rows of pad tokens have no meaning."""
+        x = self._decode(self.encode_pair(before, after)[1], input_ids)
+        return F.linear(x, self.text_encoder.token_embedding, self._captioner.head_bias)
+
+    @torch.no_grad()
+    def generate(self, before: Tensor, after: Tensor, max_length: int = 32, stop_early: bool = True) -> Tensor:
+        """before, after [B, 3, H, W] -> ids [B, max_length] int64 of the greedy captions, zero after the end token.
+
+        ``stop_early=False`` keeps the official evaluation's raw steps. Switches to evaluation mode for the call.
+        """
+        training = self.training
+        self.eval()
+        try:
+            return self.generate_from_tokens(self.encode_pair(before, after)[1], max_length, stop_early)[0]
+        finally:
+            self.train(training)
+
+    def generate_from_tokens(self, tokens: Tensor, max_length: int = 32, stop_early: bool = True) -> tuple[Tensor, Tensor]:
+        """tokens [B, M, E] -> ids and log-probabilities [B, max_length]; see `fastidc.generate.greedy`."""
+        text = self.text_encoder
+        if max_length > len(text.position):
+            raise FastidcError(f"max_length {max_length} exceeds the model's {len(text.position)} positions; ask for fewer words.")
+        return generate.greedy(
+            self._captioner,
+            tokens,
+            text.token_embedding,
+            text.position,
+            start_id=self.config.start_id,
+            end_id=self.config.end_id,
+            max_length=max_length,
+            stop_early=stop_early,
+        )
+
+    @property
+    def _captioner(self) -> Captioner:
+        if self.captioner is None:
+            raise FastidcError("this model has no captioner: it is an adapted model; fine-tune it first (`fastidc finetune --init RUN`).")
+        return self.captioner
+
+    def _positions_for(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > self.config.context_length:
+            raise FastidcError(
+                f"captions of {ids.shape[1]} tokens exceed the model's {self.config.context_length} positions; lower max_words."
+            )
+        return ids
+
+    def _decode(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        captioner, text = self._captioner, self.text_encoder
+        return captioner.decode(self._positions_for(ids), captioner.encode(tokens), text.token_embedding, text.position)

@@ -1,0 +1,111 @@
+"""The pieces of both towers and of the captioner."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastidc import ops
+from fastidc.config import CLIP_MEAN, CLIP_STD
+
+
+def residual_stream(x: Tensor) -> Tensor:
+    """x in the dtype that autocast computes in: the residual stream of a block stack is kept in it, not in fp32."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+class LayerNorm(nn.Module):
+    """weight, bias [C]; statistics in fp32."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class SelfAttention(nn.Module):
+    """[B, L, C] -> [B, L, C]; queries, keys and values from one projection."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.heads, self.causal, self.dropout = heads, causal, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return self.out(ops.self_attention(self.qkv(x), self.heads, causal=self.causal, dropout_p=dropout))
+
+
+class CrossAttention(nn.Module):
+    """x [B, Lq, C] reads memory [B, Lk, C] -> [B, Lq, C]."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return self.out(ops.cross_attention(self.q(x), self.kv(memory), self.heads, dropout_p=dropout))
+
+
+class MLP(nn.Module):
+    """CLIP's: [..., C] -> [..., 4C] -> QuickGELU -> [..., C]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(ops.quick_gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """CLIP's pre-LN residual block, [B, L, C] -> [B, L, C]."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False):
+        super().__init__()
+        self.attention_norm = LayerNorm(width)
+        self.attention = SelfAttention(width, heads, causal)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class PatchEmbed(nn.Module):
+    """Images -> class token and patches, with positions and ``ln_pre`` (clip4idc.md 1.1, steps 1 to 4)."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int):
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        scale = width**-0.5
+        self.weight = nn.Parameter(torch.randn(width, 3, patch_size, patch_size) * (3 * patch_size**2) ** -0.5)
+        self.class_token = nn.Parameter(scale * torch.randn(width))
+        self.position = nn.Parameter(scale * torch.randn((image_size // patch_size) ** 2 + 1, width))
+        self.norm = LayerNorm(width)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [N, 3, H, W], uint8 in [0, 255] or floating and already normalised -> [N, n+1, C]."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"images must be [N, 3, {self.image_size}, {self.image_size}], got {list(images.shape)}.")
+        if not images.dtype.is_floating_point:
+            images = (images.to(self.weight.dtype) / 255 - self.mean) / self.std
+        size, side = self.patch_size, self.image_size // self.patch_size
+        patches = images.unflatten(3, (side, size)).unflatten(2, (side, size))  # [N, 3, side, size, side, size]
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), side * side, -1)  # [N, n, 3*P*P]
+        x = F.linear(patches, self.weight.flatten(1))
+        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.position.to(x.dtype)
+        return self.norm(residual_stream(x))

@@ -1,0 +1,49 @@
+"""CLIP's vision tower split into intra layers (each image alone) and inter layers (both images together)."""
+
+import torch
+from torch import Tensor, nn
+
+from fastidc.config import ModelConfig
+from fastidc.model.layers import Block, LayerNorm, PatchEmbed
+
+
+class PairEncoder(nn.Module):
+    """intra once per image, inter once per pair, pool (paper section 3; clip4idc.md 1.1). Knows no loss and no caption."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, scale = config.vision_width, config.vision_width**-0.5
+        self.intra_layers = config.intra_layers
+        self.difference = config.pair_input == "difference"
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, width)
+        self.blocks = nn.ModuleList(Block(width, config.vision_heads) for _ in range(config.vision_layers))
+        self.before_embedding = nn.Parameter(scale * torch.randn(width))
+        self.after_embedding = nn.Parameter(scale * torch.randn(width))
+        self.joint_position = nn.Parameter(scale * torch.randn(2 * config.image_tokens, width))
+        self.inter_norm = LayerNorm(width)  # `ln_mid`, which the paper's equations omit
+        self.norm = LayerNorm(width)
+        self.projection = nn.Parameter(scale * torch.randn(width, config.embed_dim))
+
+    def intra(self, images: Tensor) -> Tensor:
+        """images [N, 3, H, W] (uint8, or normalised) -> [N, n+1, C]; an image that several pairs share is encoded once."""
+        x = self.patch_embed(images)
+        for block in self.blocks[: self.intra_layers]:
+            x = block(x)
+        return x
+
+    def inter(self, before: Tensor, after: Tensor) -> Tensor:
+        """before, after [B, n+1, C] from `intra` -> [B, 2(n+1), C]; rows 0 and n+1 are the two class tokens."""
+        if self.difference:
+            after = after - before
+        dtype = before.dtype
+        x = torch.cat([before + self.before_embedding.to(dtype), after + self.after_embedding.to(dtype)], dim=1)
+        x = self.inter_norm(x + self.joint_position.to(dtype))
+        for block in self.blocks[self.intra_layers :]:
+            x = block(x)
+        return x
+
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 2(n+1), C] from `inter` -> embedding [B, E], the mean of both projected class tokens, and tokens [B, 2(n+1), E]."""
+        x = self.norm(x)
+        tokens = x @ self.projection.to(x.dtype)
+        return (tokens[:, 0] + tokens[:, tokens.shape[1] // 2]) / 2, tokens

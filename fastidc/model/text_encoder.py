@@ -1,0 +1,32 @@
+"""CLIP's text tower."""
+
+import torch
+from torch import Tensor, nn
+
+from fastidc.config import ModelConfig
+from fastidc.model.layers import Block, LayerNorm, residual_stream
+
+
+class TextEncoder(nn.Module):
+    """Causal pre-LN transformer; the caption's embedding is read at its end token (clip4idc.md 2).
+
+    It owns the token and position tables, which the captioner shares.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.embed_dim
+        self.token_embedding = nn.Parameter(0.02 * torch.randn(config.vocab_size, width))
+        self.position = nn.Parameter(0.01 * torch.randn(config.context_length, width))
+        self.blocks = nn.ModuleList(Block(width, config.text_heads, causal=True) for _ in range(config.text_layers))
+        self.norm = LayerNorm(width)
+        self.projection = nn.Parameter(width**-0.5 * torch.randn(width, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B, L] int, padded with anything after the end token, the largest id -> [B, E], not normalised."""
+        ids = ids.long()
+        x = residual_stream(self.token_embedding[ids] + self.position[: ids.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        end = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
+        return self.norm(end) @ self.projection.to(end.dtype)

@@ -1,0 +1,95 @@
+"""Which implementation serves a call (architecture: dispatch).
+
+A call is described by a `Spec` of static facts. Every backend answers `unsupported(spec)` with sentences; an explicit name that cannot
+serve raises with them, "auto" takes the first backend with none. Nothing falls back silently.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known about a call before it runs; never a tensor's values."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    grad: bool
+    head_dim: int = 0
+    query_length: int = 0
+    key_length: int = 0
+    causal: bool = False
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op: ``run`` has the op's own signature."""
+
+    name: str
+    run: Callable
+    unsupported: Callable[[Spec], list[str]] = field(default=lambda spec: [])
+
+
+OPS: dict[str, "Op"] = {}
+
+
+class Op:
+    """An op's backends and the order in which "auto" asks them. Stands in `OPS` under its name."""
+
+    def __init__(self, name: str, backends: list[Backend], order: Callable[[Spec], tuple[str, ...]]):
+        self.name = name
+        self.backends = {backend.name: backend for backend in backends}
+        self.order = order
+        OPS[name] = self
+        self.resolve = functools.lru_cache(maxsize=None)(self._resolve)
+
+    def __call__(self, spec_of: Callable[[], Spec], backend: str) -> Callable:
+        """The function that serves; ``spec_of`` is called once per call, outside any kernel."""
+        return self.resolve(spec_of(), _chosen(self.name, backend))
+
+    def _resolve(self, spec: Spec, backend: str) -> Callable:
+        if backend == "auto":
+            for name in self.order(spec):
+                if not self.backends[name].unsupported(spec):
+                    return self.backends[name].run
+            refusals = self.explain(spec)
+            raise ValueError(
+                f"no backend of {self.name} serves this call: " + "; ".join(f"{n}: {' '.join(r)}" for n, r in refusals.items())
+            )
+        if backend not in self.backends:
+            raise ValueError(f"{self.name} has no backend {backend!r}; choose one of auto, {', '.join(self.backends)}.")
+        refusals = self.backends[backend].unsupported(spec)
+        if refusals:
+            raise ValueError(f"backend {backend!r} cannot serve this {self.name} call: {' '.join(refusals)}")
+        return self.backends[backend].run
+
+    def explain(self, spec: Spec) -> dict[str, list[str]]:
+        """Every backend's refusals for this call, in the order that "auto" asks; an empty list means that it serves."""
+        names = dict.fromkeys([*self.order(spec), *self.backends])
+        return {name: self.backends[name].unsupported(spec) for name in names}
+
+
+@functools.cache
+def _environment(value: str) -> dict[str, str]:
+    choices = {}
+    for part in filter(None, (p.strip() for p in value.split(","))):
+        op, found, name = part.partition("=")
+        if not found or not op or not name:
+            raise ValueError(f"FASTIDC_BACKEND: {part!r} is not of the form op=backend, as in attention=sdpa,info_nce=torch.")
+        choices[op] = name
+    return choices
+
+
+def _chosen(op: str, backend: str) -> str:
+    """An explicit name wins over FASTIDC_BACKEND, which wins over "auto"."""
+    return backend if backend != "auto" else _environment(os.environ.get("FASTIDC_BACKEND", "")).get(op, "auto")
+
+
+def on_cpu_and_cuda(spec: Spec) -> list[str]:
+    return [] if spec.device in ("cpu", "cuda") else [f"it runs on cpu and cuda, not on {spec.device}."]

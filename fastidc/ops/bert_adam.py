@@ -1,0 +1,61 @@
+"""One BertAdam step over many parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastidc.ops._dispatch import Backend, Op, Spec
+from fastidc.reference import bert_adam as reference
+
+
+@torch.no_grad()
+def bert_adam(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    max_norm: float = 1.0,
+    backend: str = "auto",
+) -> None:
+    """Updates ``params`` and both moments in place; ``grads`` are clipped tensor by tensor to ``max_norm`` and may be overwritten.
+
+    Adam without bias correction, u = m / (sqrt(v) + eps), decoupled decay inside the update, p -= lr (u + weight_decay p)
+    (clip4idc.md 5.1). All four sequences have the same length and shapes; ``lr`` is the scheduled rate of this step.
+    """
+    if not params:
+        return
+    run = op(lambda: Spec("bert_adam", params[0].device.type, params[0].dtype, False), backend)
+    run(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm)
+
+
+def _foreach(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:
+    scales = torch._foreach_norm(grads)
+    torch._foreach_add_(scales, 1e-6)
+    torch._foreach_reciprocal_(scales)
+    torch._foreach_mul_(scales, max_norm)
+    torch._foreach_clamp_max_(scales, 1.0)
+    torch._foreach_mul_(grads, scales)
+    torch._foreach_lerp_(first_moments, grads, 1 - betas[0])
+    torch._foreach_mul_(second_moments, betas[1])
+    torch._foreach_addcmul_(second_moments, grads, grads, 1 - betas[1])
+    update = torch._foreach_sqrt(second_moments)
+    torch._foreach_add_(update, eps)
+    torch._foreach_reciprocal_(update)
+    torch._foreach_mul_(update, first_moments)
+    if weight_decay > 0:
+        torch._foreach_add_(update, params, alpha=weight_decay)
+    torch._foreach_add_(params, update, alpha=-lr)
+
+
+def _reference(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:
+    for param, grad, m, v in zip(params, grads, first_moments, second_moments, strict=True):
+        reference.bert_adam_step(param, grad, m, v, lr, betas, eps, weight_decay, max_norm)
+
+
+op = Op("bert_adam", [Backend("torch", _foreach), Backend("reference", _reference)], order=lambda spec: ("torch",))

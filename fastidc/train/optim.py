@@ -1,0 +1,141 @@
+"""Which parameters train, at which rate, and the optimisers (clip4idc.md 5)."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastidc import ops
+from fastidc.config import Recipe
+
+Stage = Literal["adapt", "finetune"]
+MAX_LOGIT_SCALE = math.log(100)
+
+# `--freeze_layer_num 0` still freezes these: the patch stem, both position tables and the tied word table.
+_STEM = (
+    "pair_encoder.patch_embed.",  # conv1, class token, positions, ln_pre
+    "text_encoder.position",
+)
+_TOKENS = "text_encoder.token_embedding"
+# What CLIP4IDC adds to the vision tower trains at the full rate in adaptation, and at CLIP's small one in fine-tuning.
+_NEW = ("pair_encoder.before_embedding", "pair_encoder.after_embedding", "pair_encoder.joint_position", "pair_encoder.inter_norm.")
+
+
+def is_frozen(name: str, recipe: Recipe) -> bool:
+    """Whether the official freezing rules keep this parameter (clip4idc.md 5.2); -1 freezes nothing, k > 0 also the first k blocks."""
+    if recipe.freeze_layers < 0:
+        return False
+    if name == _TOKENS:
+        return recipe.freeze_tokens
+    block = re.match(r"(?:pair|text)_encoder\.blocks\.(\d+)\.", name)
+    return name.startswith(_STEM) or (block is not None and int(block[1]) < recipe.freeze_layers)
+
+
+def takes_part(name: str, stage: Stage) -> bool:
+    """Whether a stage's loss depends on the parameter: adaptation has no captioner, captioning no text tower but for its tables."""
+    if stage == "adapt":
+        return not name.startswith("captioner.")
+    return name != "logit_scale" and (not name.startswith("text_encoder.") or name in (_TOKENS, "text_encoder.position"))
+
+
+def parameter_groups(model: nn.Module, stage: Stage, recipe: Recipe) -> list[dict]:
+    """The official groups as ``[{"params", "names", "lr", "weight_decay"}]``, trainable parameters only; sets ``requires_grad``.
+
+    Biases do not decay, nor do the captioner's LayerNorm weights; CLIP's LayerNorm weights do.
+    """
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(takes_part(name, stage) and not is_frozen(name, recipe))
+        if not parameter.requires_grad:
+            continue
+        is_new = name.startswith(_NEW) if stage == "adapt" else name.startswith("captioner.")
+        lr = recipe.lr if is_new else recipe.lr * recipe.coef_lr
+        decays = not name.endswith("bias") and not (name.startswith("captioner.") and name.endswith("norm.weight"))
+        weight_decay = recipe.weight_decay if decays else 0.0
+        group = groups.setdefault((lr, weight_decay), {"params": [], "names": [], "lr": lr, "weight_decay": weight_decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def schedule(recipe: Recipe, total_steps: float) -> Callable[[int], float]:
+    """step (from 0) -> factor of every group's rate. The official two start at 0, and the cosine drops where warm-up ends."""
+    warmup = recipe.warmup
+
+    def warmup_cosine(step: int) -> float:
+        x = step / total_steps
+        return x / warmup if x < warmup else 0.5 * (1 + math.cos(math.pi * x))
+
+    def warmup_linear(step: int) -> float:
+        x = step / total_steps
+        return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
+
+    def cosine(step: int) -> float:
+        ramp = max(1, round(warmup * total_steps))
+        if step < ramp:
+            return (step + 1) / ramp
+        return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total_steps - ramp)))
+
+    return {"warmup_cosine": warmup_cosine, "warmup_linear": warmup_linear, "cosine": cosine}[recipe.schedule]
+
+
+class BertAdam(torch.optim.Optimizer):
+    """The official optimiser over `parameter_groups`: no bias correction, decay inside the update, per-tensor clip (clip4idc.md 5.1)."""
+
+    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_norm: float):
+        super().__init__(groups, {"betas": betas, "eps": eps, "clip_norm": clip_norm})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(first_moment=torch.zeros_like(p), second_moment=torch.zeros_like(p))
+            ops.bert_adam(
+                params,
+                [p.grad for p in params],
+                [self.state[p]["first_moment"] for p in params],
+                [self.state[p]["second_moment"] for p in params],
+                group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                max_norm=group["clip_norm"],
+            )
+
+
+class Optimizer:
+    """One training step after the backward: global clip, scheduled rates, update, clamp of the temperature."""
+
+    def __init__(self, model: nn.Module, stage: Stage, recipe: Recipe, total_steps: float):
+        self.model, self.recipe = model, recipe
+        groups = parameter_groups(model, stage, recipe)
+        self.base_lrs = [group["lr"] for group in groups]
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.factor = schedule(recipe, total_steps)
+        self.steps = 0
+        if recipe.optimizer == "bert_adam":
+            self.inner: torch.optim.Optimizer = BertAdam(groups, betas=recipe.betas, eps=recipe.eps, clip_norm=recipe.clip_norm)
+        else:
+            self.inner = torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+    @property
+    def lrs(self) -> list[float]:
+        """Rates of the next step, group by group."""
+        return [lr * self.factor(self.steps) for lr in self.base_lrs]
+
+    def step(self) -> Tensor:
+        """Updates from the gradients that are there and clears them; returns the global gradient norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        for group, lr in zip(self.inner.param_groups, self.lrs, strict=True):
+            group["lr"] = lr
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        self.steps += 1
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        return norm

@@ -1,0 +1,1 @@
+"""Device code and its thinnest launchers. Never imports fastidc; importing it starts nothing."""

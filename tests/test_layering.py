@@ -1,0 +1,99 @@
+"""The arrows of the house: `cli, demo -> train, evaluate, data -> model -> ops -> fastidc_kernels`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a room may import, itself aside. A room is the longest prefix of a module's name that stands here.
+ALLOWED = {
+    "fastidc": {"fastidc.config", "fastidc.data", "fastidc.errors", "fastidc.model", "fastidc.ops", "fastidc.tokenizer"},
+    "fastidc.errors": set(),
+    "fastidc.files": {"fastidc.errors"},
+    "fastidc.config": {"fastidc.errors"},
+    "fastidc.reference": set(),
+    "fastidc.ops": {"fastidc.reference", "fastidc_kernels"},
+    "fastidc.checkpoint": {"fastidc.config", "fastidc.errors", "fastidc.files"},
+    "fastidc.tokenizer": {"fastidc.config", "fastidc.errors"},
+    "fastidc.generate": {"fastidc.ops", "fastidc.errors"},
+    "fastidc.model": {"fastidc.ops", "fastidc.config", "fastidc.errors", "fastidc.checkpoint", "fastidc.generate"},
+    "fastidc.data": {"fastidc.config", "fastidc.errors", "fastidc.files", "fastidc.tokenizer"},
+    "fastidc.evaluate": {"fastidc.data", "fastidc.model", "fastidc.config", "fastidc.errors", "fastidc.files", "fastidc.tokenizer"},
+    "fastidc.train": {
+        "fastidc.data",
+        "fastidc.evaluate",
+        "fastidc.model",
+        "fastidc.ops",
+        "fastidc.config",
+        "fastidc.errors",
+        "fastidc.files",
+        "fastidc.checkpoint",
+        "fastidc.tokenizer",
+    },
+    "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
+    "fastidc.doctor": {"fastidc", "fastidc.ops"},
+    "fastidc.cli": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.demo", "fastidc.doctor", "fastidc.errors"},
+    "fastidc_kernels": set(),
+}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return next(name for i in range(len(parts), 0, -1) if (name := ".".join(parts[:i])) in ALLOWED)
+
+
+def sources():
+    for base in (ROOT, ROOT / "kernels"):
+        for package in ("fastidc", "fastidc_kernels"):
+            yield from ((path, base) for path in sorted((base / package).rglob("*.py")))
+
+
+def imports(path: Path, module: str):
+    """Names of our modules that the file imports, relative imports resolved."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in ("fastidc", "fastidc_kernels"))
+
+
+def test_every_arrow_points_the_right_way():
+    seen, wrong = 0, []
+    for path, base in sources():
+        module = ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+        home = room(module)
+        for name in imports(path, module):
+            seen += 1
+            target = room(name)
+            if target != home and target not in ALLOWED[home]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}: {home} may not import {target}")
+    assert seen > 50, "the walk found too few imports to mean anything"
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_root_is_no_package():
+    """A package named `kernels` would shadow a public one."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", ["fastidc", "kernels", "bench", "tests"])
+def test_files_stay_small(folder):
+    long = {str(p.relative_to(ROOT)): n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
+    assert not long, f"each is probably two things: {long}"
+
+
+def test_nothing_unpickles_code():
+    """`weights_only=False` stands nowhere in the library, and every torch.load says weights_only=True."""
+    for path, _ in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), f"{path}:{node.lineno}"

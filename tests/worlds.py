@@ -1,0 +1,113 @@
+"""Small data sets and models for tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastidc.config import ModelConfig
+
+SMALL = ModelConfig(
+    image_size=48,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=3,
+    intra_layers=2,
+    embed_dim=64,
+    text_layers=2,
+    vocab_size=120,
+    context_length=24,
+    captioner_layers=2,
+    head_dim=32,
+)
+
+
+def clevr_tree(root: Path, splits: dict[str, list[int]], seed: int = 0) -> Path:
+    """CLEVR-Change's file tree with noise for images and two true-looking sentences a scene."""
+    rng = np.random.default_rng(seed)
+    change, no_change = {}, {}
+    for folder in ("images", "sc_images", "nsc_images"):
+        (root / folder).mkdir(parents=True)
+    for number in (n for ids in splits.values() for n in ids):
+        for folder, kind in (("images", "default"), ("sc_images", "semantic"), ("nsc_images", "nonsemantic")):
+            pixels = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"CLEVR_{kind}_{number:06d}.png")
+        key = f"CLEVR_default_{number:06d}.png"
+        colour = ("red", "blue", "green")[number % 3]
+        change[key] = [f"the {colour} cube left of the sphere moved", f"the {colour} cube has been added"]
+        no_change[key] = ["nothing has changed", "there is no difference"]
+    for name, value in (("splits", splits), ("change_captions", change), ("no_change_captions", no_change)):
+        (root / f"{name}.json").write_text(json.dumps(value))
+    types = {"color": [f"{n:06d}.png" for ids in splits.values() for n in ids]}
+    (root / "type_mapping.json").write_text(json.dumps(types))
+    return root
+
+
+def official_state(config: ModelConfig, stage: str, seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """Random weights under official names, in the shapes of ``config``; no alias keys. stage: "clip", "adapt" or "caption"."""
+    g = torch.Generator().manual_seed(seed)
+    c, e, p = config.vision_width, config.embed_dim, config.patch_size
+
+    def linear(name, out, inp):
+        return {f"{name}.weight": (out, inp), f"{name}.bias": (out,)}
+
+    def norm(name, width):
+        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+    shapes = {
+        "clip.visual.conv1.weight": (c, 3, p, p),
+        "clip.visual.class_embedding": (c,),
+        "clip.visual.positional_embedding": (config.image_tokens, c),
+        "clip.visual.proj": (c, e),
+        "clip.token_embedding.weight": (config.vocab_size, e),
+        "clip.positional_embedding": (config.context_length, e),
+        "clip.text_projection": (e, e),
+        "clip.logit_scale": (),
+    }
+    for name in ("ln_pre", "ln_post"):
+        shapes |= norm(f"clip.visual.{name}", c)
+    shapes |= norm("clip.ln_final", e)
+    for tower, width, layers in (("clip.visual", c, config.vision_layers), ("clip", e, config.text_layers)):
+        for i in range(layers):
+            block = f"{tower}.transformer.resblocks.{i}"
+            shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+            shapes |= linear(f"{block}.attn.out_proj", width, width)
+            shapes |= linear(f"{block}.mlp.c_fc", 4 * width, width) | linear(f"{block}.mlp.c_proj", width, 4 * width)
+            shapes |= norm(f"{block}.ln_1", width) | norm(f"{block}.ln_2", width)
+    if stage != "clip":
+        shapes |= {"clip.visual.joint_positional_embedding": (2 * config.image_tokens, c)}
+        shapes |= {f"clip.visual.{name}_embedding": (c,) for name in ("bef", "aft")} | norm("clip.visual.ln_mid", c)
+    if stage == "caption":
+        shapes |= norm("decoder.embeddings.LayerNorm", e)
+        for half, attentions in (("encoder", ("slf",)), ("decoder", ("slf", "enc"))):
+            for i in range(config.captioner_layers):
+                layer = f"decoder.{half}.layer.{i}"
+                for kind in attentions:
+                    for part in ("query", "key", "value"):
+                        shapes |= linear(f"{layer}.{kind}_attn.att.{part}", e, e)
+                    shapes |= linear(f"{layer}.{kind}_attn.output.dense", e, e) | norm(f"{layer}.{kind}_attn.output.LayerNorm", e)
+                shapes |= linear(f"{layer}.intermediate.dense", 4 * e, e) | linear(f"{layer}.output.dense", e, 4 * e)
+                shapes |= norm(f"{layer}.output.LayerNorm", e)
+        head = "decoder.classifier.cls.predictions"
+        shapes |= {f"{head}.bias": (config.vocab_size,)} | linear(f"{head}.transform.dense", e, e) | norm(f"{head}.transform.LayerNorm", e)
+
+    def draw(name, shape):
+        noise = torch.randn(shape, generator=g)
+        if name.endswith("logit_scale"):
+            return torch.tensor(2.0)
+        if "ln_" in name or "LayerNorm" in name:
+            return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
+        return noise * (0.1 if len(shape) < 2 else shape[-1] ** -0.5 if name.endswith("weight") else 0.1)
+
+    return {name: draw(name, shape).to(dtype) for name, shape in shapes.items()}
+
+
+def with_aliases(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The three keys that an official captioning checkpoint holds twice."""
+    return state | {
+        "decoder.embeddings.word_embeddings.weight": state["clip.token_embedding.weight"],
+        "decoder.classifier.cls.predictions.decoder.weight": state["clip.token_embedding.weight"],
+        "decoder.embeddings.position_embeddings.weight": state["clip.positional_embedding"],
+    }
