@@ -144,9 +144,9 @@ def test_dispatch_obeys_the_environment(monkeypatch):
     spec = _dispatch.Spec("attention", "cpu", torch.float32, True)
     attention = _dispatch.OPS["attention"]
     default = attention(lambda: spec, "auto")
-    assert default is attention.backends["torch"].run
-    monkeypatch.setenv("FASTIDC_BACKEND", "info_nce=torch, attention=sdpa")
-    assert attention(lambda: spec, "auto") is attention.backends["sdpa"].run
+    assert default is attention.backends["sdpa"].run
+    monkeypatch.setenv("FASTIDC_BACKEND", "info_nce=torch, attention=torch")
+    assert attention(lambda: spec, "auto") is attention.backends["torch"].run
     assert attention(lambda: spec, "reference") is attention.backends["reference"].run
     monkeypatch.setenv("FASTIDC_BACKEND", "sdpa")
     with pytest.raises(ValueError, match="FASTIDC_BACKEND: 'sdpa' is not of the form op=backend"):

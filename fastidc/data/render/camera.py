@@ -6,6 +6,7 @@ of the ground depends on the image row alone.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import hypot
 
 import numpy as np
 
@@ -30,23 +31,19 @@ class Camera:
     @cached_property
     def axes(self) -> np.ndarray:
         """float64 [3, 3]: rows right, up, forward, orthonormal, in world coordinates."""
-        forward = np.subtract(TARGET, self.position)
-        forward /= np.linalg.norm(forward)
-        right = np.array([forward[1], -forward[0], 0.0])
-        right /= np.linalg.norm(right)
-        return np.stack([right, np.cross(right, forward), forward])
+        x, y, z = (t - p for t, p in zip(TARGET, self.position))
+        flat, length = hypot(x, y), hypot(x, y, z)
+        # right is forward turned by a quarter on the ground; up completes the three.
+        right = (y / flat, -x / flat, 0.0)
+        up = (-x * z / (flat * length), -y * z / (flat * length), flat / length)
+        return np.array([right, up, (x / length, y / length, z / length)])
 
     @cached_property
     def directions(self) -> dict[str, tuple[float, float]]:
         """Unit (x, y) on the ground of left, right, front and behind as this camera sees them."""
-        right = self.axes[0, :2]
-        behind = self.axes[2, :2] / np.linalg.norm(self.axes[2, :2])
-        return {
-            "left": (-float(right[0]), -float(right[1])),
-            "right": (float(right[0]), float(right[1])),
-            "front": (-float(behind[0]), -float(behind[1])),
-            "behind": (float(behind[0]), float(behind[1])),
-        }
+        # Behind is forward along the ground, which is right turned by a quarter.
+        x, y = self.axes[0, :2].tolist()
+        return {"left": (-x, -y), "right": (x, y), "front": (y, -x), "behind": (-y, x)}
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
         """World points [..., 3] to (right, up, depth) [..., 3]."""
@@ -65,8 +62,8 @@ def corners(center: np.ndarray, extent: np.ndarray, rotation: np.ndarray) -> np.
 
 
 def ground_shadow(points: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Where the lines from ``light`` [3] through world ``points`` [..., 3], all below it, meet the ground: [..., 3]."""
-    scale = light[2] / (light[2] - points[..., 2:])
+    """Where the lines from ``light`` [..., 3] through world ``points`` [..., 3], all below it, meet the ground: [..., 3]."""
+    scale = light[..., 2:] / (light[..., 2:] - points[..., 2:])
     return light + (points - light) * scale
 
 

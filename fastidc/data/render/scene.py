@@ -21,9 +21,13 @@ MARGIN = 0.4
 MIN_MOVE = 1.0
 # Candidate places per object. CLEVR gives up after 50 and starts the scene again; more find the same places with fewer restarts.
 CANDIDATES = 400
+_FIRST_LOOK = 24
 ATTEMPTS = 2000
 # 200 pixels at CLEVR's default 320x240, in squares of the focal length, so that every size accepts the same scenes.
 MIN_VISIBLE = 200 / focal_length(320, 240) ** 2
+# The coarse look divides both sides by this, and is not worth it below this many pixels.
+_COARSE = 3
+_COARSE_LEAST = 48
 _LAMPS = {"key": (5.5, -3.2, 7.0), "fill": (-4.67, -4.01, 3.01), "back": (-1.17, 2.65, 5.82)}
 
 
@@ -79,13 +83,25 @@ def draw_scenes(config: RenderConfig, jobs: Sequence[tuple[int, str]], device: s
     while pending:
         for j in pending:
             scenes[j], attempts[j] = _next_proposal(config, *jobs[j], counts[j], attempts[j])
-        traced = trace([scenes[j] for j in pending], config.width, config.height, device)
-        needed = min_visible(config.width, config.height)
-        hidden = [j for j, visible in zip(pending, traced.visible) if min(map(min, visible)) < needed]
-        if not hidden and len(pending) < len(jobs):
+        size = config.width, config.height
+        # A coarse look first: most hidden objects show that way, at a fraction of the rays.
+        coarse = tuple(side // _COARSE for side in size)
+        hidden = _hidden(scenes, pending, coarse, 0.8, device) if min(coarse) >= _COARSE_LEAST else set()
+        clear = [j for j in pending if j not in hidden]
+        if clear:
+            traced = trace([scenes[j] for j in clear], *size, device)
+            hidden |= {j for j, seen in zip(clear, traced.visible) if min(map(min, seen)) < min_visible(*size)}
+        hidden = [j for j in pending if j in hidden]
+        if not hidden and len(clear) < len(jobs):
             traced = trace(scenes, config.width, config.height, device)
         pending = hidden
     return scenes, traced
+
+
+def _hidden(scenes: Sequence[Scene | None], which: list[int], size: tuple[int, int], share: float, device: str | torch.device) -> set[int]:
+    """Those of the scenes ``which`` where an object shows less than ``share`` of the pixels it must, at image ``size``."""
+    visible = trace([scenes[j] for j in which], *size, device).visible
+    return {j for j, seen in zip(which, visible) if min(map(min, seen)) < share * min_visible(*size)}
 
 
 def _next_proposal(config: RenderConfig, number: int, change: str, count: int, attempt: int) -> tuple[Scene, int]:
@@ -107,9 +123,9 @@ def min_visible(width: int, height: int) -> float:
 def trace(scenes: Sequence[Scene], width: int, height: int, device: str | torch.device = "cpu") -> Traced:
     """Trace the primary rays of the scenes' views, three each, one ray per pixel."""
     scene3d = Scene3D([view for scene in scenes for view in scene.views], width, height, device)
-    tiles = scene3d.tiles()
+    tiles = scene3d.tiles(1, scene3d.touched())
     hits = primary(scene3d, tiles, 1)
-    owner = scene3d.rows(hits.owner).cpu().numpy()
+    owner = scene3d.rows(tiles, hits.owner).cpu().numpy()
     boxes, visible = [], []
     for k, pairs in enumerate(scene3d.pair_of):
         seen = [_extent(owner[k], pair + 1, scene3d.window[pair].tolist()) for pair in pairs]
@@ -193,20 +209,19 @@ def _place(
     """``thing`` at a place that keeps distance and margin from ``others`` as every camera sees them, or None where no candidate does."""
     rotation = round(float(rng.uniform(0, 360)), 3)
     places = rng.uniform(-3, 3, (CANDIDATES, 2)).round(6)
-    good = np.ones(CANDIDATES, dtype=bool)
-    if away_from is not None:
-        good &= np.hypot(*(places - (away_from.x, away_from.y)).T) >= MIN_MOVE
-    if others:
-        offset = places[:, None] - np.array([[o.x, o.y] for o in others])
-        apart = np.linalg.norm(offset, axis=-1) - np.array([o.radius for o in others]) - thing.radius
-        good &= (apart >= MIN_DISTANCE).all(1)
-        axes = np.array([camera.directions[direction] for camera in cameras for direction in ("right", "behind")])
-        good &= (abs(offset @ axes.T) >= MARGIN).all((1, 2))
-    found = np.flatnonzero(good)
-    if not len(found):
-        return None
-    x, y = places[found[0]].tolist()
-    return replace(thing, x=x, y=y, rotation=rotation)
+    taken = np.array([[o.x, o.y] for o in others]).reshape(-1, 2)
+    apart = np.array([(o.radius + thing.radius + MIN_DISTANCE) ** 2 for o in others])
+    axes = np.array([camera.directions[direction] for camera in cameras for direction in ("right", "behind")])
+    # Most objects find a place at once, so the later candidates are rarely looked at.
+    for part in (places[:_FIRST_LOOK], places[_FIRST_LOOK:]):
+        offset = part[:, None] - taken
+        good = ((offset * offset).sum(-1) >= apart).all(1) & (abs(offset @ axes.T) >= MARGIN).all((1, 2))
+        if away_from is not None:
+            good &= np.hypot(*(part - (away_from.x, away_from.y)).T) >= MIN_MOVE
+        if good.any():
+            x, y = part[int(good.argmax())].tolist()
+            return replace(thing, x=x, y=y, rotation=rotation)
+    return None
 
 
 def _pick(rng: np.random.Generator, options):

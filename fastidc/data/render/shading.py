@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastidc.data.render.raycast import Hits, Met, is_zero, primary, shadows
-from fastidc.data.render.space import CHUNK, FAR, TILE, Scene3D, Tiles
+from fastidc.data.render.space import CHUNK, FAR, TILE, Scene3D, Tiles, untile
 from fastidc.data.render.things import SHAPES
 
 _KEY, _FILL, _BACK, _AMBIENT = 0.62, 0.20, 0.22, 0.30
@@ -17,6 +17,8 @@ _GROUND, _BACKDROP = 0.52, 0.27
 # Rays per pixel side where an edge or a shadow's border runs through.
 _FINE = 2
 _BLOCK = TILE // _FINE
+# A gray byte in each of a pixel's three channels.
+_GRAY = 1 + 256 + 65536
 
 
 def shade(scene: Scene3D, tiles: Tiles, hits: Hits, scale: int) -> tuple[Tensor, list[tuple[Tensor, list[Tensor]]], Tensor]:
@@ -44,11 +46,8 @@ def shade(scene: Scene3D, tiles: Tiles, hits: Hits, scale: int) -> tuple[Tensor,
     return floor, painted, code
 
 
-def _ground(scene: Scene3D, tiles: Tiles, shadow: Tensor, occlusion: Tensor, owner: Tensor) -> Tensor:
-    """Display gray of the ground [G, 64], 0 under objects.
-
-    The light of the bare ground is computed at a tile's corners, which is all it varies by; shadows come on top ray by ray.
-    """
+def _bare_ground(scene: Scene3D, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """Ambient and key light that the ground sends back where nothing stands, at the corners of each tile: [G, 4] each."""
     pick = torch.tensor([0, TILE - 1, TILE * (TILE - 1), TILE * TILE - 1], device=scene.device)
     u, v = tiles.u + tiles.du[pick], tiles.v + tiles.dv[pick]
     rx, ry, _, ux, uy, uz, fx, fy, fz, px, py, pz, lx, ly, lz = scene.seats(tiles.image)
@@ -61,21 +60,27 @@ def _ground(scene: Scene3D, tiles: Tiles, shadow: Tensor, occlusion: Tensor, own
     fog = fog * fog * (3 - 2 * fog)
     ambient = (1 - fog) * (_GROUND * (_AMBIENT + 0.22) * pool) + fog * _BACKDROP
     key = (1 - fog) * (_GROUND * _KEY * pool * (0.35 + 0.65 * cosine))
-    across = torch.linspace(0, 1, TILE, device=scene.device).repeat(TILE)
-    down = torch.linspace(0, 1, TILE, device=scene.device).repeat_interleave(TILE)
-    weights = [(1 - across) * (1 - down), across * (1 - down), (1 - across) * down, across * down]
+    return ambient, key
+
+
+def _spread(corners: Tensor, scene: Scene3D) -> Tensor:
+    """The plane through a tile's ``corners`` [T, 4]: [T, 64]. It bends too little within eight pixels to see."""
+    line = torch.linspace(-0.5, 0.5, TILE, device=scene.device)
+    a, b, c, d = corners.split(1, 1)
+    across, down = 0.5 * (b - a + d - c), 0.5 * (c - a + d - b)
+    return (across * line.repeat(TILE)).add_(down * line.repeat_interleave(TILE)).add_(0.25 * (a + b + c + d))
+
+
+def _ground(scene: Scene3D, tiles: Tiles, shadow: Tensor, occlusion: Tensor, owner: Tensor) -> Tensor:
+    """Display gray of the ground [G, 64] with its shadows, 0 under objects."""
+    ambient, key = _bare_ground(scene, tiles)
     gray = torch.empty_like(shadow)
     for low in range(0, len(gray), CHUNK):
         part = slice(low, low + CHUNK)
-        light = []
-        for corners in (ambient[part], key[part]):
-            full = corners[:, :1] * weights[0]
-            for i in (1, 2, 3):
-                full.add_(corners[:, i : i + 1] * weights[i])
-            light.append(full)
-        light[0].mul_((occlusion[part] * -0.85).add_(1)).addcmul_(light[1], 1 - shadow[part])
+        light = _spread(ambient[part], scene).mul_((occlusion[part] * -0.85).add_(1))
+        light.addcmul_(_spread(key[part], scene), 1 - shadow[part])
         seen = owner[part].clamp(max=1).neg_().add_(1)
-        torch.mul(light[0].clamp_(max=1).sqrt_(), seen, out=gray[part])
+        torch.mul(light.clamp_(0, 1).sqrt_(), seen, out=gray[part])
     return gray
 
 
@@ -116,14 +121,16 @@ def _objects(met: Met, lit: Tensor) -> tuple[list[Tensor], Tensor | None]:
     for name, strength in (("fill", _FILL), ("back", _BACK)):
         diffuse.add_(_dot(normal, constants[name]).clamp_(min=0), alpha=strength)
     sky = _surroundings(point, mirror)
+    # A broad soft lamp, which a curved or tilted mirror shows as a stripe.
+    sky.add_(_power(_dot(mirror, constants["fill"]).clamp_(0, 1), 2), alpha=0.9)
     fresnel = _power((1 - facing).clamp_(0, 1), 2)
     (metal,) = constants["metal"]
     # Per visit, rubber is diffuse and glow, metal is a tinted mirror that whitens at grazing angles; nothing else differs.
-    lobes = _power(gleam, 3).mul_(1.4 * metal).addcmul_(gleam, 0.07 - 0.07 * metal).addcmul_(fresnel.mul_(sky), 0.3 * metal)
+    lobes = _power(gleam, 3).mul_(1.4 * metal).addcmul_(gleam, 0.07 - 0.07 * metal).addcmul_(fresnel.add_(0.15).mul_(sky), 0.30 * metal)
     colours = []
     for albedo in constants["albedo"]:
-        tint = (0.09 + 0.53 * albedo) * metal
-        colours.append(torch.addcmul(lobes, diffuse, albedo * (1.25 - 0.7 * metal)).addcmul_(sky, tint))
+        tint = (0.08 + 0.72 * albedo) * metal
+        colours.append(torch.addcmul(lobes, diffuse, albedo * (1.25 - 0.95 * metal)).addcmul_(sky, tint))
     return colours, face
 
 
@@ -132,9 +139,9 @@ def _surroundings(point: list[Tensor], mirror: list[Tensor]) -> Tensor:
     rise = mirror[2]
     away = (point[2] + 1).div_((-rise).clamp_(min=1e-2))
     x, y = torch.addcmul(point[0], away, mirror[0]), torch.addcmul(point[1], away, mirror[1])
-    ground = x.mul_(x).addcmul_(y, y).add_(1).rsqrt_().mul_(-0.38).add_(0.42)
+    ground = x.mul_(x).addcmul_(y, y).add_(1).rsqrt_().mul_(-0.85).add_(0.72)
     up = rise.clamp(0, 1)
-    sky = _power(1 - up, 1).mul_(0.62).add_(_power(up, 2), alpha=0.45).add_(0.16)
+    sky = _power(1 - up, 1).mul_(0.95).add_(_power(up, 2), alpha=0.45).add_(0.2)
     return ground.add_(sky.sub_(ground).mul_((rise * 8).add_(0.5).clamp_(0, 1)))
 
 
@@ -156,18 +163,25 @@ def _power(x: Tensor, doublings: int) -> Tensor:
     return x
 
 
-def picture(scene: Scene3D, tiles: Tiles, hits: Hits, smooth: bool = True) -> Tensor:
-    """RGBA uint8 [K, height, width, 4] on the CPU: one ray per pixel, and 2x2 in the blocks of 4x4 pixels where an edge runs."""
+def picture(scene: Scene3D, tiles: Tiles, hits: Hits, smooth: bool) -> Tensor:
+    """RGBA uint8 [K, height, width, 4] on the CPU, one ray per pixel; if ``smooth``, 2x2 in the 4x4 pixels around any edge."""
     gray, painted, code = shade(scene, tiles, hits, 1)
     # Three bytes fit exactly into a float's 24 bits, so a whole pixel is added at once.
-    words = (gray * 255).round_().mul_(1 + 256 + 65536)
+    busy = (gray * 255).round_().mul_(_GRAY)
     for tile, colours in painted:
-        words.index_add_(0, tile, _words(colours))
+        busy.index_add_(0, tile, _words(colours))
     rows, cols = scene.grid(1)
+    words = torch.empty(len(scene.views) * rows * cols, TILE * TILE, device=scene.device)
+    words[torch.from_numpy(tiles.place).to(scene.device)] = busy
+    empty = scene.tiles(1, np.flatnonzero(tiles.lookup < 0))
+    ambient, key = _bare_ground(scene, empty)
+    for low in range(0, len(empty.place), CHUNK):
+        part = slice(low, low + CHUNK)
+        light = _spread(ambient[part].add_(key[part]), scene).clamp_(0, 1).sqrt_()
+        words[torch.from_numpy(empty.place[part]).to(scene.device)] = light.mul_(255).round_().mul_(_GRAY)
     # Padding to whole tiles stays on here, so that blocks of four never straddle a border.
-    full = (len(scene.views), rows * TILE, cols * TILE)
-    words = _as_rows(words, full)
-    place = _edge_blocks(_as_rows(code, full), scene) if smooth else ()
+    words = untile(words, len(scene.views), rows, cols)
+    place = _edge_blocks(scene.rows(tiles, code), scene) if smooth else ()
     if len(place):
         fine = scene.tiles(_FINE, place)
         gray, painted, _ = shade(scene, fine, primary(scene, fine, _FINE), _FINE)
@@ -179,7 +193,7 @@ def picture(scene: Scene3D, tiles: Tiles, hits: Hits, smooth: bool = True) -> Te
         mean = [(c[:, :, 0, :, 0] + c[:, :, 0, :, 1] + c[:, :, 1, :, 0] + c[:, :, 1, :, 1]).mul_(0.25) for c in quads]
         rows, cols = scene.grid(_FINE)
         where = torch.from_numpy(place).to(scene.device)
-        blocks = words.view(full[0], full[1] // _BLOCK, _BLOCK, full[2] // _BLOCK, _BLOCK)
+        blocks = words.view(len(words), words.shape[1] // _BLOCK, _BLOCK, words.shape[2] // _BLOCK, _BLOCK)
         blocks[where // (rows * cols), where // cols % rows, :, where % cols] = _words(mean)
     # The alpha byte, 255, by two's complement.
     image = words[:, : scene.height, : scene.width].to(torch.int32).sub_(16777216).cpu()
@@ -190,11 +204,6 @@ def _words(channels: list[Tensor]) -> Tensor:
     """Red, green, blue in [0, 1] as one number red + 256 green + 65536 blue of bytes, in the same shape."""
     red, green, blue = ((c * 255).round_() for c in channels)
     return red.add_(green, alpha=256).add_(blue, alpha=65536)
-
-
-def _as_rows(values: Tensor, full: tuple[int, int, int]) -> Tensor:
-    images, height, width = full
-    return values.view(images, height // TILE, width // TILE, TILE, TILE).permute(0, 1, 3, 2, 4).reshape(full)
 
 
 def _edge_blocks(code: Tensor, scene: Scene3D) -> np.ndarray:

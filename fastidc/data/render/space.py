@@ -6,6 +6,7 @@ gather costs ten times an arithmetic operation. All geometry happens in the obje
 cylinder are the unit ones; a uniform scale keeps ray parameters, so depths need no way back.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,8 @@ RAYS = TILE * TILE
 FAR = 80.0
 # Ambient occlusion of the ground is dropped beyond this many extents from an object.
 OCCLUSION_REACH = 1.6
-# Tiles that one elementwise operation takes: 64 KiB, so that a chain of them stays in the cache.
-CHUNK = 256
+# Tiles that one elementwise operation takes: 128 KiB, so that a chain of them stays in the cache.
+CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Tiles:
     du: Tensor  # [64], of a tile's rays relative to its first
     dv: Tensor  # [64]
     place: np.ndarray  # int64 [G]: number of the tile in the full grid of its scale
-    lookup: np.ndarray | None  # int64 [grid]: from that number to the tile's row, -1 where the tile is not here; None where all are
+    lookup: np.ndarray  # int64 [grid]: from that number to the tile's row, -1 where the tile is not here
 
 
 class Constants:
@@ -169,52 +170,64 @@ class Scene3D:
         """Tile rows and columns of one image at ``scale`` rays per pixel side."""
         return -(-self.height * scale // TILE), -(-self.width * scale // TILE)
 
-    def tiles(self, scale: int = 1, place: np.ndarray | None = None) -> Tiles:
-        """All tiles of all images at ``scale`` rays per pixel side, or those numbered ``place`` int64 [G] (image, row, column order)."""
+    def tiles(self, scale: int, place: np.ndarray) -> Tiles:
+        """The tiles numbered ``place`` int64 [G] (image, row, column order) at ``scale`` rays per pixel side."""
         rows, cols = self.grid(scale)
-        lookup = None
-        if place is None:
-            place = np.arange(len(self.views) * rows * cols)
-        else:
-            lookup = np.full(len(self.views) * rows * cols, -1)
-            lookup[place] = np.arange(len(place))
+        lookup = np.full(len(self.views) * rows * cols, -1)
+        lookup[place] = np.arange(len(place))
         step = 1 / (self.focal * scale)
         row, col = place // cols % rows, place % cols
         u = (col * TILE + 0.5 - self.width * scale / 2) * step
         v = (self.height * scale / 2 - row * TILE - 0.5) * step
         across = torch.arange(TILE, dtype=torch.float32, device=self.device) * step
         as_column = [torch.from_numpy(x.astype(np.float32)[:, None]).to(self.device) for x in (u, v)]
-        return Tiles(torch.from_numpy(place // (rows * cols)).to(self.device), *as_column, across.repeat(TILE), -across.repeat_interleave(TILE), place, lookup)
+        return Tiles(
+            torch.from_numpy(place // (rows * cols)).to(self.device),
+            *as_column,
+            across.repeat(TILE),
+            -across.repeat_interleave(TILE),
+            place,
+            lookup,
+        )
+
+    def touched(self) -> np.ndarray:
+        """Numbers, ascending, of the tiles at one ray per pixel that any object or shadow may reach: int64 [G]."""
+        busy = np.zeros(len(self.views) * self.grid(1)[0] * self.grid(1)[1], dtype=bool)
+        for windows, slabs in ((self.window, None), (self.shadow_window, self.shadow_slabs)):
+            busy[self._encounters(windows, 1, slabs)[1]] = True
+        return np.flatnonzero(busy)
+
+    def _encounters(self, windows: np.ndarray, scale: int, slabs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(pair, number of the tile), int64 [T] each, for every tile that a pair's window touches, pair by pair."""
+        rows, cols = self.grid(scale)
+        first = windows[:, :2] * scale // TILE
+        size = -(-windows[:, 2:] * scale // TILE) - first
+        size[(windows[:, 2:] <= windows[:, :2]).any(1)] = 0
+        count = size[:, 0] * size[:, 1]
+        pair = np.repeat(np.arange(len(count)), count)
+        index = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
+        down, across = np.divmod(index, size[pair, 0])
+        across, down = across + first[pair, 0], down + first[pair, 1]
+        place = (self.image[pair] * rows + down) * cols + across
+        if slabs is not None:
+            x, y, low, high = slabs[pair].T
+            middle = x * (across + 0.5) + y * (down + 0.5)
+            reach = (abs(x) + abs(y)) / 2 + 1e-6
+            keep = ((middle + reach) * (TILE / scale) >= low) & ((middle - reach) * (TILE / scale) <= high)
+            pair, place = pair[keep], place[keep]
+        return pair, place
 
     def visits(self, tiles: Tiles, windows: np.ndarray, scale: int, slabs: np.ndarray | None = None) -> Iterator[Visits]:
         """Every tile of ``tiles`` that a pair's pixel rectangle ``windows`` [P, 4] touches, in pieces of one shape that fit a cache.
 
         ``slabs`` [P, 4], where given, cuts the rectangle along a slanted direction too: pixels p with low <= x p_x + y p_y <= high.
         """
-        rows, cols = self.grid(scale)
-        first = windows[:, :2] * scale // TILE
-        last = -(-windows[:, 2:] * scale // TILE)
-        size = np.maximum(last - first, 0)
-        empty = (windows[:, 2:] <= windows[:, :2]).any(1)
-        size[empty] = 0
-        count = size[:, 0] * size[:, 1]
-        pair = np.repeat(np.arange(len(count)), count)
-        index = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
-        across = size[pair, 0]
-        tile = (self.image[pair] * rows + first[pair, 1] + index // across) * cols + first[pair, 0] + index % across
-        if slabs is not None:
-            x, y, low, high = slabs[pair].T
-            middle = x * (first[pair, 0] + index % across + 0.5) + y * (first[pair, 1] + index // across + 0.5)
-            reach = (abs(x) + abs(y)) / 2 + 1e-6
-            keep = ((middle + reach) * (TILE / scale) >= low) & ((middle - reach) * (TILE / scale) <= high)
-            pair, tile = pair[keep], tile[keep]
-        if tiles.lookup is not None:
-            tile = tiles.lookup[tile]
-            pair, tile = pair[tile >= 0], tile[tile >= 0]
-        kind = self.kind[pair]
+        pair, place = self._encounters(windows, scale, slabs)
+        tile = tiles.lookup[place]
+        pair, tile = pair[tile >= 0], tile[tile >= 0]
+        bounds = np.searchsorted(self.kind[pair], np.arange(len(SHAPES) + 1)).tolist()
         tile, pair = torch.from_numpy(tile).to(self.device), torch.from_numpy(pair).to(self.device)
-        for shape in range(len(SHAPES)):
-            start, stop = np.searchsorted(kind, (shape, shape + 1)).tolist()
+        for shape, (start, stop) in enumerate(itertools.pairwise(bounds)):
             for low in range(start, stop, CHUNK):
                 part = slice(low, min(low + CHUNK, stop))
                 yield Visits(shape, tile[part], pair[part], self.constants(pair[part]))
@@ -236,8 +249,14 @@ class Scene3D:
         fall = (-camera[5] * tiles.dv).sub_(camera[8] + tiles.v * camera[5])
         return camera[11] / torch.maximum(fall, camera[11] / FAR, out=fall)
 
-    def rows(self, values: Tensor, scale: int = 1) -> Tensor:
-        """All tiles of a full grid, [G, 64], as images [K, height * scale, width * scale]."""
-        rows, cols = self.grid(scale)
-        image = values.view(len(self.views), rows, cols, TILE, TILE).permute(0, 1, 3, 2, 4).reshape(-1, rows * TILE, cols * TILE)
-        return image[:, : self.height * scale, : self.width * scale]
+    def rows(self, tiles: Tiles, values: Tensor) -> Tensor:
+        """``values`` [G, 64] of ``tiles`` at scale 1 as images, 0 elsewhere: [K, H', W'], padded to whole tiles."""
+        rows, cols = self.grid(1)
+        full = values.new_zeros(len(self.views) * rows * cols, RAYS)
+        full[torch.from_numpy(tiles.place).to(self.device)] = values
+        return untile(full, len(self.views), rows, cols)
+
+
+def untile(values: Tensor, images: int, rows: int, cols: int) -> Tensor:
+    """All tiles of a grid, [images * rows * cols, 64], as images [images, rows * 8, cols * 8]."""
+    return values.view(images, rows, cols, TILE, TILE).permute(0, 1, 3, 2, 4).reshape(images, rows * TILE, cols * TILE)

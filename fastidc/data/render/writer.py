@@ -130,7 +130,7 @@ def _render_chunk(config: RenderConfig, folder: Path, chunk: list[tuple[int, str
     """Draw, render and write some scenes; what goes into the JSON files is returned."""
     with single_thread():
         scenes, traced = draw_scenes(config, chunk, device)
-        images = picture(traced.scene3d, traced.tiles, traced.hits).numpy()
+        images = picture(traced.scene3d, traced.tiles, traced.hits, config.smooth_edges).numpy()
     results = []
     for s, ((number, _), scene) in enumerate(zip(chunk, scenes)):
         for (subfolder, name), image in zip(FOLDERS.items(), images[3 * s :]):
