@@ -191,7 +191,7 @@ def read_config(folder: str | os.PathLike) -> dict:
 
 
 def write_config(folder: str | os.PathLike, config: ModelConfig, extra: Mapping | None = None) -> None:
-    """Writes ``config.json``: the model's config and whatever else describes the run. """
+    """Writes ``config.json``: the model's config and whatever else describes the run."""
     write_json(Path(folder) / CONFIG_FILE, {"format": FORMAT, "version": 1, "model": config.to_dict(), **(extra or {})})
 
 

@@ -132,6 +132,7 @@ class Recipe:
     freeze_tokens: bool = True  # the tied token table; Spot-the-Diff's captioning trains it
     swap_distractor: float = 0.5  # adaptation: how often the distractor stands in for the before-image
     flip: float = 0.0  # how often a pair is mirrored, with "left" and "right" exchanged in its caption (our addition)
+    captions_per_pair: int = 1  # of a pair's references that a captioning step learns from (more than one is our addition)
     max_words: int = 32
     seed: int = 42
     steps: int | None = None  # trains this long instead of ``epochs``
@@ -172,11 +173,11 @@ _CLEVR_FINETUNE = Recipe(
     swap_distractor=0.0,
     seed=2021,
 )
-_TINY = Recipe(
-    epochs=2,
-    steps=900,
+_TINY_ADAPT = Recipe(
+    epochs=1,
+    steps=500,
     batch_size=32,
-    lr=1e-3,
+    lr=7e-4,
     coef_lr=1.0,
     optimizer="adamw",
     schedule="cosine",
@@ -188,6 +189,7 @@ _TINY = Recipe(
     flip=0.5,
     select="last",
 )
+_TINY_FINETUNE = dataclasses.replace(_TINY_ADAPT, steps=700, batch_size=16, lr=1e-3, swap_distractor=0.0, captions_per_pair=6)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -195,18 +197,19 @@ PRESETS: dict[str, Preset] = {
         Preset("clevr", _CLEVR_ADAPT, _CLEVR_FINETUNE, about="the official CLEVR-Change recipe, for CLIP weights (give them with --init)"),
         Preset(
             "tiny",
-            _TINY,
-            dataclasses.replace(_TINY, epochs=11, steps=1400, swap_distractor=0.0),
+            _TINY_ADAPT,
+            _TINY_FINETUNE,
             model=ModelConfig(
                 image_size=112,
                 patch_size=16,
-                vision_width=128,
+                vision_width=96,
                 vision_layers=4,
                 intra_layers=2,
-                embed_dim=128,
+                embed_dim=96,
                 text_layers=2,
                 context_length=40,
                 captioner_layers=2,
+                head_dim=32,
                 dropout=0.0,  # minutes of training do not overfit, and drawing masks costs a tenth of a step on a CPU
                 pair_input="difference",
             ),

@@ -25,7 +25,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise FastidcError(f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to.") from error
+        raise FastidcError(
+            f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to."
+        ) from error
     return path
 
 

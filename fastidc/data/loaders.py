@@ -24,8 +24,8 @@ class PairBatch:
     images: Tensor  # uint8 [B, K, H, W, 3]
     ids: list[str]
     text_ids: Tensor | None = None  # int64 [B, L], adaptation: the caption of (before, after)
-    input_ids: Tensor | None = None  # int64 [B, P, T], captioning: start + words
-    target_ids: Tensor | None = None  # int64 [B, P, T]: words + end, padded with 0
+    input_ids: Tensor | None = None  # int64 [B, P, R, T], captioning: start + words of R captions a pair
+    target_ids: Tensor | None = None  # int64 [B, P, R, T]: words + end, padded with 0
 
     def to(self, device: torch.device) -> "PairBatch":
         def move(value: Tensor | None) -> Tensor | None:
@@ -41,7 +41,7 @@ class Sample:
 
     id: str
     images: tuple[Path, ...]
-    captions: tuple[str, ...]  # one in adaptation; in captioning one of each pair
+    captions: tuple[str, ...]  # one in adaptation; in captioning R of each pair, pair after pair
     mirrored: bool = False
 
 
@@ -61,13 +61,14 @@ def draw_adaptation(sample: tuple[PairRecord, int], recipe: Recipe, epoch: int) 
 
 
 def draw_captioning(record: PairRecord, recipe: Recipe, epoch: int) -> Sample:
-    """(before, after, distractor) with one sentence of the change and one of no change; without a distractor one pair."""
+    """(before, after, distractor) with sentences of the change and of no change; without a distractor one pair."""
     rng = generator(recipe.seed, "finetune", epoch, record.id)
-    pick, pick_none, mirror = rng.random(3)
-    captions = [record.captions[int(pick * len(record.captions))]]
-    if record.distractor is not None:
-        captions.append(record.no_change_captions[int(pick_none * len(record.no_change_captions))])
-    return _mirrored(Sample(record.id, record.images, tuple(captions)), mirror < recipe.flip)
+    kinds = [record.captions] if record.distractor is None else [record.captions, record.no_change_captions]
+    captions = []
+    for sentences in kinds:  # distinct ones as far as there are enough
+        order = rng.permutation(len(sentences))
+        captions += [sentences[order[i % len(sentences)]] for i in range(recipe.captions_per_pair)]
+    return _mirrored(Sample(record.id, record.images, tuple(captions)), rng.random() < recipe.flip)
 
 
 def _mirrored(sample: Sample, mirror: bool) -> Sample:
@@ -125,7 +126,8 @@ class PairLoader:
         if self.stage == "adapt":
             return PairBatch(batch, ids, text_ids=pad([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
         both = [self.tokenizer.caption(caption, words) for sample in samples for caption in sample.captions]
-        inputs, targets = (pad(rows).unflatten(0, (len(samples), -1)) for rows in zip(*both, strict=True))
+        shape = (len(samples), -1, self.recipe.captions_per_pair)
+        inputs, targets = (pad(rows).unflatten(0, shape) for rows in zip(*both, strict=True))
         return PairBatch(batch, ids, input_ids=inputs, target_ids=targets)
 
 

@@ -19,10 +19,12 @@ def references_of(records: Iterable[PairRecord]) -> dict[str, list[str]]:
     return references
 
 
-def _encoded(model, records: Sequence[PairRecord], images: ImageStore, batch_size: int, bar) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+def _encoded(
+    model, records: Sequence[PairRecord], images: ImageStore, batch_size: int, bar, with_tokens: bool
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     device = next(model.parameters()).device
     for batch in in_order(records, images, batch_size):
-        embedding, tokens = model.encode_batch(batch.images.to(device))
+        embedding, tokens = model.encode_batch(batch.images.to(device), with_tokens)
         yield batch.ids, embedding, tokens
         if bar is not None:
             bar.update(embedding.shape[0] * embedding.shape[1])
@@ -34,7 +36,7 @@ def predict_captions(
 ) -> dict[str, str]:
     """image_id -> greedy caption for every pair of ``records``, ordered as `references_of`. The model must be in evaluation mode."""
     change, no_change = {}, {}
-    for ids, _, tokens in _encoded(model, records, images, batch_size, bar):
+    for ids, _, tokens in _encoded(model, records, images, batch_size, bar, True):
         pairs = tokens.shape[1]
         rows, _ = model.generate_from_tokens(tokens.flatten(0, 1), max_length)
         texts = [tokenizer.decode(row) for row in rows.tolist()]
@@ -54,7 +56,7 @@ def embed_split(
     Equal sentences are encoded once, so their scores tie exactly.
     """
     device = next(model.parameters()).device
-    pairs = torch.cat([embedding[:, 0].float() for _, embedding, _ in _encoded(model, records, images, batch_size, bar)])
+    pairs = torch.cat([embedding[:, 0].float() for _, embedding, _ in _encoded(model, records, images, batch_size, bar, False)])
     sentences = [caption for record in records for caption in record.captions]
     distinct = {caption: row for row, caption in enumerate(dict.fromkeys(sentences))}
     ids = [tokenizer.text(caption, max_words) for caption in distinct]

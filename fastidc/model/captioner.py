@@ -40,7 +40,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x [B, T, E] reads memory [B, M, E] -> [B, T, E]"""
+    """x [B*R, T, E], R captions a pair, reads memory [B, M, E] -> [B*R, T, E]"""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -53,7 +53,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         x = self.attention_norm(self.dropout(self.attention(x)) + x)
-        x = self.cross_norm(self.dropout(self.cross(x, memory)) + x)
+        # no query sees another here, so all captions of a pair ask its memory together and its keys and values are computed once
+        asked = self.cross(x.reshape(len(memory), -1, x.shape[-1]), memory).view_as(x)
+        x = self.cross_norm(self.dropout(asked) + x)
         return self.feed_forward(x)
 
     def step(self, x: Tensor, cache: Tensor, position: int, memory_kv: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class Captioner(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02 * (512 / width) ** 0.5)  # the official 0.02 at the official width
                 nn.init.zeros_(module.bias)
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
@@ -96,7 +98,7 @@ class Captioner(nn.Module):
         return self.dropout(self.embed_norm(residual_stream(words[ids.long()] + positions)))
 
     def decode(self, ids: Tensor, memory: list[Tensor], words: Tensor, positions: Tensor) -> Tensor:
-        """ids [B, T] int -> [B, T, E], ready for the product with the word table.
+        """ids [B*R, T] int, R captions of each of the B pairs in memory -> [B*R, T, E], ready for the product with the word table.
 
         Pad tokens come last in a caption, so the causal mask alone keeps them from every row that has a target.
         """

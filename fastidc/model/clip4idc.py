@@ -67,15 +67,20 @@ class CLIP4IDC(nn.Module):
 
         Every image of the batch passes intra once and every pair inter once, whatever the number of objectives that read them.
         """
-        encoded = self.encode_batch(batch.images)
+        encoded = self.encode_batch(batch.images, with_tokens=any(objective.reads_tokens for objective in objectives))
         return {objective.name: objective.loss(self, batch, encoded) for objective in objectives}
 
-    def encode_batch(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B, K, H, W, 3] uint8, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k)."""
+    def encode_batch(self, images: Tensor, with_tokens: bool = True) -> tuple[Tensor, Tensor]:
+        """images [B, K, H, W, 3] uint8, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k).
+
+        Without ``with_tokens`` only the two class tokens of each pair are computed, tokens [B, K-1, 2, E]; the embedding is the same.
+        """
         batch, count = images.shape[:2]
-        features = self.pair_encoder.intra(images.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, count))
-        before = features[:, :1].expand(-1, count - 1, -1, -1)
-        embedding, tokens = self.pair_encoder.pool(self.pair_encoder.inter(before.flatten(0, 1), features[:, 1:].flatten(0, 1)))
+        encoder = self.pair_encoder
+        features = encoder.intra(images.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, count))
+        before = features[:, :1].expand(-1, count - 1, -1, -1).flatten(0, 1)
+        inter = encoder.inter if with_tokens else encoder.inter_class_tokens
+        embedding, tokens = encoder.pool(inter(before, features[:, 1:].flatten(0, 1)))
         return embedding.unflatten(0, (batch, count - 1)), tokens.unflatten(0, (batch, count - 1))
 
     def encode_pair(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +103,12 @@ class CLIP4IDC(nn.Module):
         return ops.info_nce(self.encode_text(ids), embedding, self.logit_scale)
 
     def token_losses(self, tokens: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
-        """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, T] -> [P]: for each kind the mean cross entropy over
-        its targets that are not the pad id 0. All kinds pass the captioner together."""
-        x = self._decode(tokens.flatten(0, 1), input_ids.flatten(0, 1)).unflatten(0, input_ids.shape[:2])
+        """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, R, T], R captions a pair -> [P]: for each kind the mean
+        cross entropy over its targets that are not the pad id 0. All kinds pass the captioner together."""
+        x = self._decode(tokens.flatten(0, 1), input_ids.flatten(0, 2)).unflatten(0, input_ids.shape[:3])
         words, bias = self.text_encoder.token_embedding, self._captioner.head_bias
         kinds = zip(x.unbind(1), target_ids.unbind(1), strict=True)
-        return torch.stack([ops.linear_cross_entropy(rows.flatten(0, 1), words, bias, targets.flatten()) for rows, targets in kinds])
+        return torch.stack([ops.linear_cross_entropy(rows.flatten(0, 2), words, bias, targets.flatten()) for rows, targets in kinds])
 
     def adaptation_loss(self, before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
         """before, after [B, 3, H, W], ids [B, L] -> scalar."""
@@ -112,7 +117,7 @@ class CLIP4IDC(nn.Module):
     def caption_loss(self, before: Tensor, after: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """before, after [B, 3, H, W]; input_ids [B, T] from the start token on, target_ids [B, T] one ahead, both padded with 0 -> scalar,
         the mean over the non-pad targets."""
-        return self.token_losses(self.encode_pair(before, after)[1][:, None], input_ids[:, None], target_ids[:, None])[0]
+        return self.token_losses(self.encode_pair(before, after)[1][:, None], input_ids[:, None, None], target_ids[:, None, None])[0]
 
     def caption_logits(self, before: Tensor, after: Tensor, input_ids: Tensor) -> Tensor:
         """-> [B, T, V]. For tests and tools; training never builds it. Rows of pad tokens have no meaning."""

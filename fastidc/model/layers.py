@@ -14,6 +14,11 @@ def residual_stream(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+def take_rows(x: Tensor, rows: list[int]) -> Tensor:
+    """x[:, rows] of [B, L, C], without an index tensor that would have to travel to the device."""
+    return torch.stack([x[:, row] for row in rows], dim=1)
+
+
 class LayerNorm(nn.Module):
     """weight, bias [C]; statistics in fp32."""
 
@@ -39,6 +44,13 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return self.out(ops.self_attention(self.qkv(x), self.heads, causal=self.causal, dropout_p=dropout))
+
+    def at(self, x: Tensor, queries: Tensor) -> Tensor:
+        """The rows of ``forward(x)`` that belong to ``queries`` [B, Q, C], themselves rows of x; not for causal attention or dropout."""
+        width = x.shape[-1]
+        q = F.linear(queries, self.qkv.weight[:width], self.qkv.bias[:width])
+        kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        return self.out(ops.cross_attention(q, kv, self.heads))
 
 
 class CrossAttention(nn.Module):
@@ -81,6 +93,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
+
+    def at(self, x: Tensor, rows: list[int]) -> Tensor:
+        """``forward(x)[:, rows]``, computing queries, projection and MLP for those rows alone -> [B, len(rows), C]."""
+        normed = self.attention_norm(x)
+        y = take_rows(x, rows) + self.attention.at(normed, take_rows(normed, rows))
+        return y + self.mlp(self.mlp_norm(y))
 
 
 class PatchEmbed(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastidc.config import ModelConfig
-from fastidc.model.layers import Block, LayerNorm, PatchEmbed
+from fastidc.model.layers import Block, LayerNorm, PatchEmbed, take_rows
 
 
 class PairEncoder(nn.Module):
@@ -33,17 +33,29 @@ class PairEncoder(nn.Module):
 
     def inter(self, before: Tensor, after: Tensor) -> Tensor:
         """before, after [B, n+1, C] from `intra` -> [B, 2(n+1), C]; rows 0 and n+1 are the two class tokens."""
-        if self.difference:
-            after = after - before
-        dtype = before.dtype
-        x = torch.cat([before + self.before_embedding.to(dtype), after + self.after_embedding.to(dtype)], dim=1)
-        x = self.inter_norm(x + self.joint_position.to(dtype))
+        x = self._join(before, after)
         for block in self.blocks[self.intra_layers :]:
             x = block(x)
         return x
 
+    def inter_class_tokens(self, before: Tensor, after: Tensor) -> Tensor:
+        """Rows 0 and n+1 of `inter` -> [B, 2, C]: the last block computes nothing for the other rows, which only the captioner reads."""
+        x = self._join(before, after)
+        blocks, rows = self.blocks[self.intra_layers :], [0, before.shape[1]]
+        for block in blocks[:-1]:
+            x = block(x)
+        return blocks[-1].at(x, rows) if blocks else take_rows(x, rows)
+
+    def _join(self, before: Tensor, after: Tensor) -> Tensor:
+        if self.difference:
+            after = after - before
+        dtype = before.dtype
+        x = torch.cat([before + self.before_embedding.to(dtype), after + self.after_embedding.to(dtype)], dim=1)
+        return self.inter_norm(x + self.joint_position.to(dtype))
+
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 2(n+1), C] from `inter` -> embedding [B, E], the mean of both projected class tokens, and tokens [B, 2(n+1), E]."""
+        """[B, M, C] from `inter` (or, with M = 2, from `inter_class_tokens`) -> embedding [B, E], the mean of both projected class tokens,
+        and tokens [B, M, E]."""
         x = self.norm(x)
         tokens = x @ self.projection.to(x.dtype)
         return (tokens[:, 0] + tokens[:, tokens.shape[1] // 2]) / 2, tokens

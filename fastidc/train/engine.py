@@ -1,5 +1,6 @@
 """One training step and the loop around it."""
 
+import ctypes
 import json
 import math
 import time
@@ -26,6 +27,20 @@ def choose_precision(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     amx, avx = (getattr(torch.cpu, probe, lambda: False) for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return "bf16" if amx() or avx() else "fp32"
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what a step frees for the next step: giving it back and faulting it in again costs a CPU step about 10%.
+
+    Elsewhere (another C library) it does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def autocast(device: torch.device, precision: str):

@@ -13,6 +13,7 @@ class Objective(Protocol):
 
     name: str
     weight: float
+    reads_tokens: bool  # False where the pair's embedding is enough
 
     def loss(self, model, batch: PairBatch, encoded: tuple[Tensor, Tensor]) -> Tensor: ...
 
@@ -23,6 +24,7 @@ class Adaptation:
 
     name: str = "info_nce"
     weight: float = 1.0
+    reads_tokens: bool = False
 
     def loss(self, model, batch: PairBatch, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return model.text_pair_loss(encoded[0][:, 0], batch.text_ids)
@@ -34,6 +36,7 @@ class Captioning:
 
     name: str = "caption"
     weight: float = 1.0
+    reads_tokens: bool = True
 
     def loss(self, model, batch: PairBatch, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return model.token_losses(encoded[1], batch.input_ids, batch.target_ids).sum()

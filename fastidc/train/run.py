@@ -19,7 +19,7 @@ from fastidc.evaluate.retrieval import retrieval_metrics
 from fastidc.files import write_json
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.tokenizer import Tokenizer, vocabulary_of
-from fastidc.train.engine import StepLog, autocast, choose_precision, fit
+from fastidc.train.engine import StepLog, autocast, choose_precision, fit, keep_freed_memory
 from fastidc.train.objectives import STAGES
 from fastidc.train.optim import Optimizer, Stage
 
@@ -105,8 +105,8 @@ def prepare_folder(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def train(stage: Stage, options: Options) -> dict:
-    """Runs one stage. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also
+def train(stage: Stage, options: Options, images: ImageStore | None = None) -> dict:
+    """Runs one stage. ``images`` may be shared by stages that read the same files at the same size. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also
     hyp_test.json and references.json) and returns the metrics. Everything that can be wrong is checked before the folder is made."""
     chosen, recipe = resolve(stage, options)
     device = choose_device(options.device)
@@ -120,12 +120,14 @@ def train(stage: Stage, options: Options) -> dict:
         raise FastidcError(f"max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words.")
     model = model.to(device)
     tokenizer = Tokenizer.of(model.config)
-    images = ImageStore(model.config.image_size)
+    images = images or ImageStore(model.config.image_size)
     loader = PairLoader(stage, records["train"], tokenizer, images, recipe, options.workers)
     images[records["train"][0].before]  # an unreadable set fails here, before anything is written
     total_steps = recipe.steps or loader.steps * recipe.epochs
     optimizer = Optimizer(model, stage, recipe, total_steps)
     prepare_folder(options.out, options.overwrite)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     facts = {
         "stage": stage,
@@ -223,4 +225,3 @@ class Judge:
     def _evaluating(self):
         self.model.eval()
         return autocast(self.device, self.precision)
-

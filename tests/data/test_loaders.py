@@ -82,12 +82,12 @@ def test_shapes_and_contents(records):
         record = by_id[name]
         for k, path in enumerate(record.images):
             assert np.array_equal(first.images[i, k].numpy(), decode(path, 16))
-        change, none = (t.decode(row) for row in first.target_ids[i].tolist())
+        change, none = (t.decode(row) for row in first.target_ids[i, :, 0].tolist())
         assert change in record.captions
         assert none in record.no_change_captions
-        assert first.input_ids[i, 0, 0] == t.start
-        length = int((first.target_ids[i, 0] != 0).sum())
-        assert first.input_ids[i, 0, 1:length].tolist() == first.target_ids[i, 0, : length - 1].tolist()
+        assert first.input_ids[i, 0, 0, 0] == t.start
+        length = int((first.target_ids[i, 0, 0] != 0).sum())
+        assert first.input_ids[i, 0, 0, 1:length].tolist() == first.target_ids[i, 0, 0, : length - 1].tolist()
     assert batches(records, "adapt", RECIPE)[0].images.shape == (4, 2, 16, 16, 3)
 
 
@@ -124,6 +124,18 @@ def test_captions_are_drawn_uniformly(records):
     for k, sentences in enumerate((record.captions, record.no_change_captions)):
         share = sum(captions[k] == sentences[0] for captions in drawn) / 400
         assert abs(share - 0.5) < 0.1
+
+
+def test_several_captions_of_a_pair(records):
+    recipe = dataclasses.replace(RECIPE, captions_per_pair=3)
+    (first, *_) = batches(records, "finetune", recipe)
+    assert first.target_ids.shape[:3] == (4, 2, 3)
+    by_id, t = {r.id: r for r in records["train"]}, Tokenizer()
+    for name, rows in zip(first.ids, first.target_ids.tolist(), strict=True):
+        for sentences, captions in zip((by_id[name].captions, by_id[name].no_change_captions), rows, strict=True):
+            texts = [t.decode(row) for row in captions]
+            assert set(texts) == set(sentences), "both sentences that there are, one of them twice"
+            assert len(set(texts[:2])) == 2
 
 
 def test_generator_is_frozen():

@@ -99,7 +99,7 @@ def test_batch_entry_equals_the_wrappers(tmp_path):
     _, ids = inputs(batch=4)
     both = torch.stack([ids, ids.roll(1, 0)], dim=1)
     targets = torch.cat([both[..., 1:], both.new_zeros(4, 2, 1)], dim=-1)
-    batch = PairBatch(images, list("abcd"), ids, both, targets)
+    batch = PairBatch(images, list("abcd"), ids, both[:, :, None], targets[:, :, None])
     encoded = []
     hook = model.pair_encoder.patch_embed.register_forward_hook(lambda m, args, out: encoded.append(len(out)))
     losses = model(batch, [Adaptation(), Captioning()])
@@ -109,6 +109,35 @@ def test_batch_entry_equals_the_wrappers(tmp_path):
     compare.assert_close(losses["info_nce"], model.adaptation_loss(first, second, ids), 1e-12)
     separate = model.caption_loss(first, second, both[:, 0], targets[:, 0]) + model.caption_loss(first, third, both[:, 1], targets[:, 1])
     compare.assert_close(losses["caption"], separate, 1e-12)
+
+
+def test_captions_of_a_pair_share_its_memory(tmp_path):
+    """R captions a pair in one pass: the token mean over all of them, as R passes would give it."""
+    model, _ = build(tmp_path)
+    tokens = torch.randn(3, 2, 10, 64, dtype=torch.float64)
+    ids = torch.randint(1, 100, (3, 2, 4, 7))
+    targets = torch.cat([ids[..., 1:], ids.new_zeros(3, 2, 4, 1)], dim=-1)
+    together = model.token_losses(tokens, ids, targets)
+    apart = torch.stack([model.token_losses(tokens, ids[:, :, r, None], targets[:, :, r, None]) for r in range(4)])
+    compare.assert_close(together, apart.mean(0), 1e-12)  # every caption has the same number of targets here
+
+
+@pytest.mark.parametrize("intra_layers", [1, 2, 3])
+def test_adaptation_computes_class_tokens_alone(tmp_path, intra_layers):
+    """The shortcut of the adaptation step leaves the loss and every gradient as they are."""
+    config = CONFIG.replace(intra_layers=intra_layers)
+    model, _ = build(tmp_path, config)
+    images, ids = torch.randint(0, 256, (4, 2, 48, 48, 3), dtype=torch.uint8), inputs(config, batch=4)[1]
+    results = {}
+    for reads_tokens in (False, True):
+        model.zero_grad(set_to_none=True)
+        loss = model(PairBatch(images, list("abcd"), ids), [Adaptation(reads_tokens=reads_tokens)])["info_nce"]
+        loss.backward()
+        results[reads_tokens] = {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert results[False].keys() == results[True].keys()
+    scale = torch.stack([g.norm() for g in results[True].values()]).norm()
+    for name, expected in results[True].items():
+        assert (results[False][name] - expected).norm() <= compare.FP64_MODEL * scale, name
 
 
 def test_difference_input_is_not_the_paper(tmp_path):

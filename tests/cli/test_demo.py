@@ -1,0 +1,53 @@
+"""`fastidc demo`: its files on a small world, and, slowly, what it promises."""
+
+import json
+import re
+
+import pytest
+
+pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
+
+from fastidc.demo import run_demo
+from fastidc.errors import FastidcError
+
+
+def check_files(out, metrics):
+    names = {"adapt", "data", "finetune", "hyp_test.json", "metrics.json", "references.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == names
+    hypotheses = json.loads((out / "hyp_test.json").read_text())
+    references = json.loads((out / "references.json").read_text())
+    test = json.loads((out / "data" / "splits.json").read_text())["test"]
+    expected = {f"{n:06d}.png{suffix}" for n in test for suffix in ("", "_n")}
+    assert {h["image_id"] for h in hypotheses} == {i["id"] for i in references["images"]} == expected
+    assert len(hypotheses) == 2 * len(test)
+    assert all(set(h) == {"image_id", "caption"} for h in hypotheses)
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    page = (out / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", page), "the page needs no network"
+    assert page.count("data:image/jpeg;base64,") == 2 * min(40, len(test))
+    return hypotheses
+
+
+def test_demo_writes_everything(tmp_path, capsys):
+    out = tmp_path / "demo"
+    metrics = run_demo(out, steps=(2, 2), scenes=240, width=96, height=64)
+    check_files(out, metrics)
+    table = capsys.readouterr().out
+    for text in ("overall", "no change", "constant", "change/no-change accuracy", "the world: scenes 240"):
+        assert text in table
+    assert metrics["world"]["config"]["scenes"] == 240
+    again = run_demo(out, steps=(2, 2), scenes=240, width=96, height=64)
+    assert {**again, "seconds": 0} == {**metrics, "seconds": 0}, "the same world is used again and the same seed gives the same captions"
+    with pytest.raises(FastidcError, match=r"data: holds another world than the demo's"):
+        run_demo(out, steps=(2, 2), scenes=241, width=96, height=64)
+
+
+@pytest.mark.slow
+def test_demo_learns_to_describe_changes(tmp_path):
+    """The whole demo, as `make demo` runs it."""
+    metrics = run_demo(tmp_path / "demo")
+    hypotheses = check_files(tmp_path / "demo", metrics)
+    assert len(hypotheses) >= 500
+    assert metrics["captions"]["overall"]["CIDEr"] >= metrics["constant"]["scores"]["overall"]["CIDEr"] + 0.4
+    assert metrics["change/no-change accuracy"]["accuracy"] >= 0.85
+    assert metrics["distinct captions"] >= 100
