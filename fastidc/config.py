@@ -121,7 +121,7 @@ class Recipe:
     batch_size: int  # samples of all processes together; a sample is a sentence in adaptation, a scene in captioning
     lr: float
     coef_lr: float
-    optimizer: Literal["bert_adam", "adamw"]
+    optimizer: Literal["bert_adam", "adamw", "muon"]  # the official one; ours where there are no pretrained weights: see train/optim.py
     schedule: Literal["warmup_cosine", "warmup_linear", "cosine"]
     betas: tuple[float, float]
     weight_decay: float
@@ -175,11 +175,11 @@ _CLEVR_FINETUNE = Recipe(
 )
 _TINY_ADAPT = Recipe(
     epochs=1,
-    steps=500,
+    steps=250,
     batch_size=32,
-    lr=7e-4,
+    lr=2e-3,
     coef_lr=1.0,
-    optimizer="adamw",
+    optimizer="muon",
     schedule="cosine",
     betas=(0.9, 0.98),
     weight_decay=0.05,
@@ -189,7 +189,7 @@ _TINY_ADAPT = Recipe(
     flip=0.5,
     select="last",
 )
-_TINY_FINETUNE = dataclasses.replace(_TINY_ADAPT, steps=700, batch_size=16, lr=1e-3, swap_distractor=0.0, captions_per_pair=6)
+_TINY_FINETUNE = dataclasses.replace(_TINY_ADAPT, steps=600, batch_size=16, swap_distractor=0.0, captions_per_pair=6)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

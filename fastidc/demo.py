@@ -26,8 +26,9 @@ WORLD = {"scenes": 4710, "width": 168, "height": 112, "jitter": 0.1, "min_object
 def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, int] | tuple[None, None] = (None, None), **world) -> dict:
     """Renders, adapts, fine-tunes `tiny`, captions the test split and scores it; returns what ``metrics.json`` holds.
 
-    ``steps`` of adaptation and of fine-tuning replace the preset's, ``world`` overrides `WORLD` (tests use fewer). Writes under ``out``: data/, adapt/, finetune/, references.json (COCO),
-    hyp_test.json, metrics.json and report.html. A data folder of the same world is used again.
+    ``steps`` of adaptation and of fine-tuning replace the preset's, ``world`` overrides `WORLD` (tests use fewer). Writes under ``out``:
+    data/, adapt/, finetune/, references.json (COCO), hyp_test.json, metrics.json and report.html. A data folder of the same world is
+    used again.
     """
     started = time.perf_counter()
     config = RenderConfig(seed=seed, **{**WORLD, **world})

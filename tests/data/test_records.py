@@ -88,7 +88,7 @@ def test_files_that_are_absent_or_no_json(tree):
         load_records(tree)
     with pytest.raises(FastidcError, match="no such data folder"):
         load_records(tree / "absent")
-    with pytest.raises(FastidcError, match="not a known data set; CLEVR-Change has splits.json"):
+    with pytest.raises(FastidcError, match=r"not a known data set; CLEVR-Change has splits\.json"):
         load_records(tree / "images")
 
 

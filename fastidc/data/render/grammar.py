@@ -46,6 +46,8 @@ NO_CHANGE = (
 
 # Which of (size, color, material, shape) an expression names: each template of the generator leaves at least one out.
 _MASKS = [mask for mask in product((False, True), repeat=4) if not all(mask)]
+# How often an expression takes each mask: a template forces one attribute out, so three named ones are the rule.
+_WEIGHTS = np.array([(0, 1, 2, 8)[sum(mask)] + 1e-9 for mask in _MASKS])
 _RELATIONS = tuple(RELATION_WORDS)
 
 
@@ -85,9 +87,10 @@ class Expressions:
     def draw(self, rng: np.random.Generator) -> str:
         """One expression, with synonyms drawn; some one-hop (``ONE_HOP_SHARE``) where both kinds exist."""
         if self.zero_hop and not (self.one_hop and rng.random() < ONE_HOP_SHARE):
-            return self._noun(self.referent, _pick(rng, self.zero_hop), rng)
-        mask, relation, anchor = _pick(rng, self.one_hop)
-        anchor_mask = _pick(rng, np.flatnonzero(self._unique[anchor]))
+            return self._noun(self.referent, _pick_mask(rng, self.zero_hop), rng)
+        mask = _pick_mask(rng, sorted({m for m, _, _ in self.one_hop}))
+        _, relation, anchor = _pick(rng, [hop for hop in self.one_hop if hop[0] == mask])
+        anchor_mask = _pick_mask(rng, np.flatnonzero(self._unique[anchor]))
         parts = [self._noun(self.referent, mask, rng)]
         if rng.random() < 0.5:
             parts.append("that is")
@@ -139,3 +142,9 @@ def no_change_captions(count: int, dominance: float, rng: np.random.Generator) -
 
 def _pick(rng: np.random.Generator, options: Sequence):
     return options[int(rng.integers(len(options)))]
+
+
+def _pick_mask(rng: np.random.Generator, masks: Sequence[int]) -> int:
+    """One of ``masks``, numbers in `_MASKS`, by `_WEIGHTS`."""
+    total = np.cumsum(_WEIGHTS[masks])
+    return masks[int(np.searchsorted(total, rng.random() * total[-1], side="right"))]
