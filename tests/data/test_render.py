@@ -16,9 +16,10 @@ from fastidc.data.render.camera import BASE_POSITION, Camera, focal_length
 from fastidc.data.render.config import TYPES
 from fastidc.data.render.layout import scene_ids, split_ids
 from fastidc.data.render.png import encode_png
-from fastidc.data.render.raycast import primary, shadows, single_thread
+from fastidc.data.render.raycast import primary, single_thread
 from fastidc.data.render.scene import VIEWS, draw_scenes, trace
 from fastidc.data.render.shading import picture
+from fastidc.data.render.shadow import shadows
 from fastidc.data.render.space import Lights, Scene3D, View
 from fastidc.data.render.things import Thing
 from fastidc.errors import FastidcError
@@ -110,6 +111,15 @@ def test_scene_does_not_depend_on_its_company():
         for i in (0, 3):
             _, alone = draw_scenes(SMALL, jobs[i : i + 1])
             assert (picture(alone.scene3d, alone.tiles, alone.hits, True) == images[3 * i : 3 * i + 3]).all()
+
+
+def test_coarse_look_keeps_the_rules():
+    # Large enough that most drafts are judged in a smaller image first.
+    config, jobs = RenderConfig(20, 240, 160, min_objects=7), [(i, TYPES[i % 5]) for i in range(8)]
+    with single_thread():
+        scenes, traced = draw_scenes(config, jobs)
+        assert all(draw_scenes(config, jobs[i : i + 1])[0] == scenes[i : i + 1] for i in (0, 5))
+    assert min(chain(*chain(*traced.visible))) >= 200 * (240 / 320) ** 2
 
 
 def test_other_seed_other_bytes(tree):

@@ -76,9 +76,8 @@ class Expressions:
                 # Stricter than the definition: an object that is left of the anchor by a hair counts as a rival too.
                 rivals = along[:, anchor] > 0
                 rivals[[anchor, referent]] = False
-                for m in range(len(_MASKS)):
-                    if not (self._fits[referent, m] & rivals).any():
-                        (redundant if self._unique[referent, m] else informative).append((m, relation, anchor))
+                for m in np.flatnonzero(~(self._fits[referent] & rivals).any(1)).tolist():
+                    (redundant if self._unique[referent, m] else informative).append((m, relation, anchor))
         self.one_hop = informative or redundant
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""The ray-caster proper: which object each ray meets first, how deep, and what shadow it stands in.
+"""The ray-caster proper: which object each ray meets first, and how deep.
 
 Conditions are arithmetic (multiply by ``HUGE``, clamp), because comparisons and selections cost several times as much.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastidc.data.render.space import OCCLUSION_REACH, Scene3D, Tiles, Visits
+from fastidc.data.render.space import Scene3D, Tiles, Visits
 from fastidc.data.render.things import SHAPES
 
 # A ray that meets nothing has this parameter at least; far behind the farthest ground.
@@ -43,23 +43,14 @@ def single_thread() -> Iterator[None]:
 
 @dataclass
 class Met:
-    """The primary rays of some visits: entry parameter ``t`` (depth) and direction ``ray`` x, y, z in the object's frame, [T, 64]."""
+    """Visits with an object in sight: entry parameter (depth) ``t`` [T, 64], and ``seen`` [T, 64], 1 where the ray meets it first, else 0.
 
-    scene: Scene3D
+    Every visit has a ray that does.
+    """
+
     visits: Visits
     t: Tensor
-    ray: list[Tensor]
-
-    def first(self, depth: Tensor) -> Tensor:
-        """1 where this visit's object is what the ray sees, given the frame's ``depth`` [G, 64], else 0: [T, 64]."""
-        return is_zero(self.t - depth.index_select(0, self.visits.tile))
-
-    def rows(self, keep: Tensor, mask: Tensor) -> tuple["Met", Tensor]:
-        """The visits numbered ``keep`` int64 [T'] alone, and those rows of ``mask`` [T, 64]."""
-        tile, pair = (x.index_select(0, keep) for x in (self.visits.tile, self.visits.pair))
-        ray = [x.index_select(0, keep) for x in self.ray]
-        visits = Visits(self.visits.kind, tile, pair, self.scene.constants(pair))
-        return Met(self.scene, visits, self.t.index_select(0, keep), ray), mask.index_select(0, keep)
+    seen: Tensor
 
 
 @dataclass
@@ -73,39 +64,25 @@ class Hits:
 
 def primary(scene: Scene3D, tiles: Tiles, scale: int) -> Hits:
     """What each ray of ``tiles`` meets first."""
-    depth = scene.ground_depth(tiles)
-    met = []
-    for visits in scene.visits(tiles, scene.window, scale):
-        rays = scene.local_rays(tiles, visits)
-        t = intersect(visits.kind, visits.constants["eye"], rays)
+    depth = scene.ground_depth(tiles, tiles.basis)
+    pair, place = scene.encounters(scene.window, scale)
+    tile = tiles.lookup[place]
+    entered = []
+    for visits in scene.visits(tile[tile >= 0], pair[tile >= 0]):
+        t = intersect(visits.kind, visits.constants["eye"], scene.local_rays(tiles, visits, tiles.basis))
         depth.index_reduce_(0, visits.tile, t, "amin")
-        met.append(Met(scene, visits, t, rays))
+        entered.append((visits, t))
     owner = torch.zeros_like(depth)
-    for m in met:
-        owner.index_add_(0, m.visits.tile, m.first(depth).mul_((m.visits.pair + 1)[:, None]))
+    met = []
+    for visits, t in entered:
+        seen = is_zero(t - depth.index_select(0, visits.tile))
+        # A window's corners, and what other objects hide, are done with.
+        keep = torch.nonzero(seen.amax(1))[:, 0]
+        tile, pair, t, seen = (x.index_select(0, keep) for x in (visits.tile, visits.pair, t, seen))
+        visits = Visits(visits.kind, tile, pair, scene.constants(pair))
+        owner.index_add_(0, tile, seen * visits.number)
+        met.append(Met(visits, t, seen))
     return Hits(depth, owner, met)
-
-
-def shadows(scene: Scene3D, tiles: Tiles, hits: Hits, scale: int) -> tuple[Tensor, Tensor]:
-    """Key-light shadow (0 or 1) and ambient occlusion of the ground in [0, 1]: float32 [G, 64] each.
-
-    A shadow ray runs from the light (parameter 0) to the seen point (1). An object never shadows itself here: all three shapes
-    are convex, so its own shadow is where its surface faces away from the light.
-    """
-    shadow, occlusion = torch.zeros_like(hits.depth), torch.zeros_like(hits.depth)
-    for visits in scene.visits(tiles, scene.shadow_window, scale, scene.shadow_slabs):
-        point = scene.local_rays(tiles, visits)
-        depth = hits.depth.index_select(0, visits.tile)
-        for p, o in zip(point, visits.constants["eye"]):
-            p.mul_(depth).add_(o)
-        near = (point[0] * point[0]).addcmul_(point[1], point[1]).add_(1).rsqrt_()
-        near = (near * near).mul_(near).sub_((1 + OCCLUSION_REACH**2) ** -1.5).clamp_(min=0)
-        key = visits.constants["key"]
-        t = intersect(visits.kind, key, [p.sub_(k) for p, k in zip(point, key)])
-        other = hits.owner.index_select(0, visits.tile).sub_((visits.pair + 1)[:, None]).abs_().clamp_(max=1)
-        shadow.index_add_(0, visits.tile, t.neg_().add_(1).mul_(HUGE).clamp_(0, 1).mul_(other))
-        occlusion.index_add_(0, visits.tile, near)
-    return shadow.clamp_(max=1), occlusion.clamp_(max=1)
 
 
 def is_zero(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastidc.data.render.raycast import Hits, Met, is_zero, primary, shadows
-from fastidc.data.render.space import CHUNK, FAR, TILE, Scene3D, Tiles, untile
+from fastidc.data.render.raycast import Hits, Met, is_zero, primary
+from fastidc.data.render.shadow import shadows
+from fastidc.data.render.space import FAR, RAYS, TILE, Scene3D, Tiles, pieces, untile
 from fastidc.data.render.things import SHAPES
 
 _KEY, _FILL, _BACK, _AMBIENT = 0.62, 0.20, 0.22, 0.30
@@ -19,38 +20,42 @@ _FINE = 2
 _BLOCK = TILE // _FINE
 # A gray byte in each of a pixel's three channels.
 _GRAY = 1 + 256 + 65536
+_ALPHA = 1 << 24
 
 
 def shade(scene: Scene3D, tiles: Tiles, hits: Hits, scale: int) -> tuple[Tensor, list[tuple[Tensor, list[Tensor]]], Tensor]:
-    """Display colours in [0, 1] and where edges lie.
+    """Display colours in 0 to 255 and where edges lie.
 
     Returns the ground's gray [G, 64], 0 under objects; (tile rows [T], (red, green, blue) [T, 64] each) of the objects, piece by
     piece, 0 where the ray does not see them; and a code [G, 64] that differs between neighbours wherever an edge or a shadow's
     border runs.
     """
     shadow, occlusion = shadows(scene, tiles, hits, scale)
-    floor = _ground(scene, tiles, shadow, occlusion, hits.owner)
+    lit = shadow.neg_().add_(1)
+    floor = _ground(scene, tiles, lit, occlusion, hits.owner, scale)
     painted, faces = [], []
     for met in hits.met:
-        # A window's corners, and what other objects hide, need no light.
-        first = met.first(hits.depth)
-        met, first = met.rows(torch.nonzero(first.amax(1))[:, 0], first)
         tile = met.visits.tile
-        colours, face = _objects(met, 1 - shadow.index_select(0, tile))
+        colours, face = _objects(met, scene.local_rays(tiles, met.visits, tiles.basis), lit.index_select(0, tile))
         if face is not None:
-            faces.append((tile, face.mul_(first)))
-        painted.append((tile, [c.clamp_(0, 1).sqrt_().mul_(first) for c in colours]))
-    code = shadow.add_(hits.owner, alpha=16)
+            faces.append((tile, face.mul_(met.seen)))
+        strength = met.seen * 255
+        painted.append((tile, [c.clamp_(0, 1).sqrt_().mul_(strength) for c in colours]))
+    # 0 where nothing stands and no shadow falls, as beyond the tiles.
+    code = lit.sub_(1).add_(hits.owner, alpha=16)
     for tile, face in faces:
         code.index_add_(0, tile, face)
     return floor, painted, code
 
 
-def _bare_ground(scene: Scene3D, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Ambient and key light that the ground sends back where nothing stands, at the corners of each tile: [G, 4] each."""
-    pick = torch.tensor([0, TILE - 1, TILE * (TILE - 1), TILE * TILE - 1], device=scene.device)
-    u, v = tiles.u + tiles.du[pick], tiles.v + tiles.dv[pick]
-    rx, ry, _, ux, uy, uz, fx, fy, fz, px, py, pz, lx, ly, lz = scene.seats(tiles.image)
+def _bare_ground(scene: Scene3D, scale: int) -> tuple[Tensor, Tensor]:
+    """Ambient and key light that the ground sends back where nothing stands, at the four corners of every tile: [grid, 4] each."""
+    rows, cols = scene.grid(scale)
+    step = TILE / (scene.focal * scale)
+    u = torch.arange(cols + 1, dtype=torch.float32, device=scene.device) * step - scene.width / 2 / scene.focal
+    v = scene.height / 2 / scene.focal - torch.arange(rows + 1, dtype=torch.float32, device=scene.device)[:, None] * step
+    seats = scene.seats(torch.arange(len(scene.views), device=scene.device))
+    rx, ry, _, ux, uy, uz, fx, fy, fz, px, py, pz, lx, ly, lz = (seat[..., None] for seat in seats)
     depth = pz / torch.maximum(-(fz + v * uz), pz / FAR)
     x, y = px + depth * (fx + u * rx + v * ux), py + depth * (fy + u * ry + v * uy)
     cosine = lz * ((x - lx).square() + (y - ly).square() + lz * lz).rsqrt()
@@ -60,27 +65,32 @@ def _bare_ground(scene: Scene3D, tiles: Tiles) -> tuple[Tensor, Tensor]:
     fog = fog * fog * (3 - 2 * fog)
     ambient = (1 - fog) * (_GROUND * (_AMBIENT + 0.22) * pool) + fog * _BACKDROP
     key = (1 - fog) * (_GROUND * _KEY * pool * (0.35 + 0.65 * cosine))
-    return ambient, key
+
+    def four(values: Tensor) -> Tensor:
+        left, right = values[:, :, :-1], values[:, :, 1:]
+        return torch.stack([left[:, :-1], right[:, :-1], left[:, 1:], right[:, 1:]], -1).view(-1, 4)
+
+    return four(ambient), four(key)
 
 
-def _spread(corners: Tensor, scene: Scene3D) -> Tensor:
-    """The plane through a tile's ``corners`` [T, 4]: [T, 64]. It bends too little within eight pixels to see."""
-    line = torch.linspace(-0.5, 0.5, TILE, device=scene.device)
-    a, b, c, d = corners.split(1, 1)
-    across, down = 0.5 * (b - a + d - c), 0.5 * (c - a + d - b)
-    return (across * line.repeat(TILE)).add_(down * line.repeat_interleave(TILE)).add_(0.25 * (a + b + c + d))
+def _between(device: torch.device) -> Tensor:
+    """[4, 64]: weights of a tile's corners at its rays. Light bends too little within eight pixels to see."""
+    right = (torch.arange(TILE, dtype=torch.float32, device=device) + 0.5) / TILE
+    line = torch.stack([1 - right, right])
+    return torch.kron(line, line)
 
 
-def _ground(scene: Scene3D, tiles: Tiles, shadow: Tensor, occlusion: Tensor, owner: Tensor) -> Tensor:
+def _ground(scene: Scene3D, tiles: Tiles, lit: Tensor, occlusion: Tensor, owner: Tensor, scale: int) -> Tensor:
     """Display gray of the ground [G, 64] with its shadows, 0 under objects."""
-    ambient, key = _bare_ground(scene, tiles)
-    gray = torch.empty_like(shadow)
-    for low in range(0, len(gray), CHUNK):
-        part = slice(low, low + CHUNK)
-        light = _spread(ambient[part], scene).mul_((occlusion[part] * -0.85).add_(1))
-        light.addcmul_(_spread(key[part], scene), 1 - shadow[part])
-        seen = owner[part].clamp(max=1).neg_().add_(1)
-        torch.mul(light.clamp_(0, 1).sqrt_(), seen, out=gray[part])
+    place = torch.from_numpy(tiles.place).to(scene.device)
+    ambient, key = (corners.index_select(0, place) for corners in _bare_ground(scene, scale))
+    weights = _between(scene.device)
+    gray = torch.empty_like(lit)
+    for part in pieces(0, len(gray)):
+        light = torch.mm(ambient[part], weights).mul_((occlusion[part] * -0.85).add_(1))
+        light.addcmul_(torch.mm(key[part], weights), lit[part])
+        strength = owner[part].clamp(max=1).sub_(1).mul_(-255)
+        torch.mul(light.sqrt_(), strength, out=gray[part])
     return gray
 
 
@@ -99,19 +109,20 @@ def _normals(kind: int, point: list[Tensor]) -> tuple[list[Tensor], Tensor | Non
     return [p * m for p, m in zip(point, on)], on[1].mul_(2).add_(on[2], alpha=4)
 
 
-def _objects(met: Met, lit: Tensor) -> tuple[list[Tensor], Tensor | None]:
+def _objects(met: Met, ray: list[Tensor], lit: Tensor) -> tuple[list[Tensor], Tensor | None]:
     """Linear red, green, blue of every visit's object where its ray enters it, [T, 64] each, and the face number there.
 
     Rays that miss get some finite colour: the caller masks it.
     """
     constants = met.visits.constants
     t = met.t.clamp(max=100)
-    point = [torch.addcmul(o, t, d) for o, d in zip(constants["eye"], met.ray)]
+    point = [torch.addcmul(o, t, d) for o, d in zip(constants["eye"], ray)]
     normal, face = _normals(met.visits.kind, point)
-    to_eye = _toward(constants["eye"], point)
-    facing = _dot(normal, to_eye)
-    twice = facing * 2
-    mirror = [(n * twice).sub_(e) for n, e in zip(normal, to_eye)]
+    length = _dot(ray, ray).rsqrt_()
+    ray = [r.mul_(length) for r in ray]
+    away = _dot(normal, ray)
+    twice = away * -2
+    mirror = [torch.addcmul(r, n, twice) for r, n in zip(ray, normal)]
 
     toward = _toward(constants["key"], point)
     cosine = _dot(normal, toward).clamp_(min=0).mul_(lit)
@@ -123,7 +134,7 @@ def _objects(met: Met, lit: Tensor) -> tuple[list[Tensor], Tensor | None]:
     sky = _surroundings(point, mirror)
     # A broad soft lamp, which a curved or tilted mirror shows as a stripe.
     sky.add_(_power(_dot(mirror, constants["fill"]).clamp_(0, 1), 2), alpha=0.9)
-    fresnel = _power((1 - facing).clamp_(0, 1), 2)
+    fresnel = _power(away.add_(1).clamp_(0, 1), 2)
     (metal,) = constants["metal"]
     # Per visit, rubber is diffuse and glow, metal is a tinted mirror that whitens at grazing angles; nothing else differs.
     lobes = _power(gleam, 3).mul_(1.4 * metal).addcmul_(gleam, 0.07 - 0.07 * metal).addcmul_(fresnel.add_(0.15).mul_(sky), 0.30 * metal)
@@ -167,18 +178,18 @@ def picture(scene: Scene3D, tiles: Tiles, hits: Hits, smooth: bool) -> Tensor:
     """RGBA uint8 [K, height, width, 4] on the CPU, one ray per pixel; if ``smooth``, 2x2 in the 4x4 pixels around any edge."""
     gray, painted, code = shade(scene, tiles, hits, 1)
     # Three bytes fit exactly into a float's 24 bits, so a whole pixel is added at once.
-    busy = (gray * 255).round_().mul_(_GRAY)
+    busy = gray.round_().mul_(_GRAY)
     for tile, colours in painted:
         busy.index_add_(0, tile, _words(colours))
     rows, cols = scene.grid(1)
-    words = torch.empty(len(scene.views) * rows * cols, TILE * TILE, device=scene.device)
-    words[torch.from_numpy(tiles.place).to(scene.device)] = busy
-    empty = scene.tiles(1, np.flatnonzero(tiles.lookup < 0))
-    ambient, key = _bare_ground(scene, empty)
-    for low in range(0, len(empty.place), CHUNK):
-        part = slice(low, low + CHUNK)
-        light = _spread(ambient[part].add_(key[part]), scene).clamp_(0, 1).sqrt_()
-        words[torch.from_numpy(empty.place[part]).to(scene.device)] = light.mul_(255).round_().mul_(_GRAY)
+    words = torch.empty(len(scene.views) * rows * cols, RAYS, dtype=torch.int32, device=scene.device)
+    ambient, key = _bare_ground(scene, 1)
+    bare, weights = ambient.add_(key).sqrt_().mul_(255), _between(scene.device)
+    for part in pieces(0, len(words)):
+        words[part] = torch.mm(bare[part], weights).round_().mul_(_GRAY)
+    words.index_copy_(0, torch.from_numpy(tiles.place).to(scene.device), busy.to(torch.int32))
+    # The alpha byte, 255, by two's complement.
+    words.sub_(_ALPHA)
     # Padding to whole tiles stays on here, so that blocks of four never straddle a border.
     words = untile(words, len(scene.views), rows, cols)
     place = _edge_blocks(scene.rows(tiles, code), scene) if smooth else ()
@@ -194,15 +205,14 @@ def picture(scene: Scene3D, tiles: Tiles, hits: Hits, smooth: bool) -> Tensor:
         rows, cols = scene.grid(_FINE)
         where = torch.from_numpy(place).to(scene.device)
         blocks = words.view(len(words), words.shape[1] // _BLOCK, _BLOCK, words.shape[2] // _BLOCK, _BLOCK)
-        blocks[where // (rows * cols), where // cols % rows, :, where % cols] = _words(mean)
-    # The alpha byte, 255, by two's complement.
-    image = words[:, : scene.height, : scene.width].to(torch.int32).sub_(16777216).cpu()
+        blocks[where // (rows * cols), where // cols % rows, :, where % cols] = _words(mean).to(torch.int32).sub_(_ALPHA)
+    image = words[:, : scene.height, : scene.width].contiguous().cpu()
     return image.view(torch.uint8).view(*image.shape, 4)
 
 
 def _words(channels: list[Tensor]) -> Tensor:
-    """Red, green, blue in [0, 1] as one number red + 256 green + 65536 blue of bytes, in the same shape."""
-    red, green, blue = ((c * 255).round_() for c in channels)
+    """Red, green, blue in 0 to 255 as one number red + 256 green + 65536 blue of bytes, in the same shape; in place."""
+    red, green, blue = (c.round_() for c in channels)
     return red.add_(green, alpha=256).add_(blue, alpha=65536)
 
 

@@ -9,22 +9,22 @@ cylinder are the unit ones; a uniform scale keeps ray parameters, so depths need
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastidc.data.render.camera import Camera, corners, focal_length, ground_shadow, screen_window, sphere_window
+from fastidc.data.render.camera import Camera, corners, focal_length, screen_window, sphere_window
+from fastidc.data.render.outline import Outlines, outlines
 from fastidc.data.render.things import COLORS, SHAPES, Thing
 
 TILE = 8
 RAYS = TILE * TILE
 # The farthest ground, behind the fog.
 FAR = 80.0
-# Ambient occlusion of the ground is dropped beyond this many extents from an object.
-OCCLUSION_REACH = 1.6
-# Tiles that one elementwise operation takes: 128 KiB, so that a chain of them stays in the cache.
-CHUNK = 512
+# Tiles that one elementwise operation takes at most: 512 KiB, enough arithmetic to outweigh the call.
+CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Tiles:
     image: Tensor
     u: Tensor
     v: Tensor
-    du: Tensor  # [64], of a tile's rays relative to its first
-    dv: Tensor  # [64]
+    basis: Tensor  # [2, 64]: u and v of a tile's rays relative to its first
     place: np.ndarray  # int64 [G]: number of the tile in the full grid of its scale
     lookup: np.ndarray  # int64 [grid]: from that number to the tile's row, -1 where the tile is not here
 
@@ -81,6 +80,11 @@ class Visits:
     pair: Tensor
     constants: Constants
 
+    @property
+    def number(self) -> Tensor:
+        """What ``Hits.owner`` holds where a visit's object is seen: pair + 1, float32 [T, 1]."""
+        return (self.pair + 1).to(torch.float32)[:, None]
+
 
 class Scene3D:
     """``K`` views at ``width`` x ``height``, ready to be traced on ``device``.
@@ -99,6 +103,7 @@ class Scene3D:
         self.pair_of = [[0] * len(view.objects) for view in views]
         for pair, (_, k, i) in enumerate(listed):
             self.pair_of[k][i] = pair
+        self._shaded: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._build([views[k].objects[i] for _, k, i in listed])
 
     def _build(self, things: list[Thing]) -> None:
@@ -110,11 +115,10 @@ class Scene3D:
         frame = np.stack([np.stack(r, -1) for r in ((cos, sin, zero), (-sin, cos, zero), (zero, zero, one))], 1) / extent[:, None, None]
         axes = np.stack([view.camera.axes for view in self.views])[self.image]
         eye = np.array([view.camera.position for view in self.views])[self.image]
-
         key, fill, back = (np.array([getattr(v.lights, name) for v in self.views])[self.image] for name in ("key", "fill", "back"))
 
         def local(vectors: np.ndarray) -> np.ndarray:
-            return np.einsum("pij,pj->pi", frame, vectors)
+            return (frame @ vectors[..., None])[..., 0]
 
         albedo = np.square(np.array([COLORS[o.color] for o in things]).reshape(-1, 3) / 255.0)
         columns = {
@@ -123,6 +127,7 @@ class Scene3D:
             "up": local(axes[:, 1]),
             "eye": local(eye - center),
             "key": local(key - center),
+            "eye from key": local(eye - key),
             "fill": local(fill / np.linalg.norm(fill, axis=1, keepdims=True)) * extent[:, None],
             "back": local(back / np.linalg.norm(back, axis=1, keepdims=True)) * extent[:, None],
             "albedo": albedo,
@@ -133,30 +138,18 @@ class Scene3D:
             self._columns[name] = slice(start, start + values.shape[1])
             start += values.shape[1]
         self._table = torch.from_numpy(np.concatenate(list(columns.values()), 1).astype(np.float32)).to(self.device)
+        self.extent, self.angle, self.center, self.axes, self.eye, self.key = extent, angle, center, axes, eye, key
 
-        solid = corners(center, extent, angle)
-        shadow = np.concatenate([solid, ground_shadow(solid, key[:, None])], 1)
-        reach = center[:, None] + np.array([[x, y, 0.0] for x in (-1, 1) for y in (-1, 1)]) * (OCCLUSION_REACH * extent[:, None, None])
-        reach[..., 2] = 0
-        everything = np.concatenate([solid, shadow, reach], 1)
-
-        def seen(points: np.ndarray) -> np.ndarray:
-            return np.einsum("pnj,pij->pni", points - eye[:, None], axes)
-
-        self.window = screen_window(seen(solid), self.focal, self.width, self.height)
+        self.solid = corners(center, extent, angle)
+        self.window = screen_window(self.seen(self.solid), self.focal, self.width, self.height)
         ball = self.kind == SHAPES.index("sphere")
-        self.window[ball] = sphere_window(seen(center[:, None])[:, 0], extent, self.focal, self.width, self.height)[ball]
-        everything = seen(everything)
-        self.shadow_window = screen_window(everything, self.focal, self.width, self.height)
-        # Shadows run aslant: a slab along the line from the object to its shadow's end leaves out the corners of the rectangle.
-        pixel = everything[..., :2] / np.maximum(everything[..., 2:], 0.05) * (self.focal, -self.focal) + (self.width / 2, self.height / 2)
-        along = pixel[:, 8:24].mean(1) - pixel[:, :8].mean(1)
-        along /= np.maximum(np.linalg.norm(along, axis=1), 1e-9)[:, None]
-        across = (pixel * np.stack([-along[:, 1], along[:, 0]], 1)[:, None]).sum(-1)
-        self.shadow_slabs = np.stack([-along[:, 1], along[:, 0], across.min(1) - 1, across.max(1) + 1], 1)
-        self.shadow_slabs[(everything[..., 2] <= 0.05).any(1), 2:] = (-np.inf, np.inf)
+        self.window[ball] = sphere_window(self.seen(center[:, None])[:, 0], extent, self.focal, self.width, self.height)[ball]
         seats = [[*v.camera.axes.ravel(), *v.camera.position, *v.lights.key] for v in self.views]
         self._seats = torch.tensor(seats, dtype=torch.float32, device=self.device)
+
+    def seen(self, points: np.ndarray) -> np.ndarray:
+        """World points [P, N, 3] as the camera of each pair sees them: right, up, depth."""
+        return (points - self.eye[:, None]) @ self.axes.swapaxes(1, 2)
 
     def constants(self, pair: Tensor) -> Constants:
         """The per-pair constants of the visits of ``pair`` [T]."""
@@ -180,12 +173,12 @@ class Scene3D:
         u = (col * TILE + 0.5 - self.width * scale / 2) * step
         v = (self.height * scale / 2 - row * TILE - 0.5) * step
         across = torch.arange(TILE, dtype=torch.float32, device=self.device) * step
+        basis = torch.stack([across.repeat(TILE), -across.repeat_interleave(TILE)])
         as_column = [torch.from_numpy(x.astype(np.float32)[:, None]).to(self.device) for x in (u, v)]
         return Tiles(
             torch.from_numpy(place // (rows * cols)).to(self.device),
             *as_column,
-            across.repeat(TILE),
-            -across.repeat_interleave(TILE),
+            basis,
             place,
             lookup,
         )
@@ -193,12 +186,18 @@ class Scene3D:
     def touched(self) -> np.ndarray:
         """Numbers, ascending, of the tiles at one ray per pixel that any object or shadow may reach: int64 [G]."""
         busy = np.zeros(len(self.views) * self.grid(1)[0] * self.grid(1)[1], dtype=bool)
-        for windows, slabs in ((self.window, None), (self.shadow_window, self.shadow_slabs)):
-            busy[self._encounters(windows, 1, slabs)[1]] = True
+        _, place, ground = self.shaded(1)
+        for reached in (self.encounters(self.window, 1)[1], place[ground], self.encounters(self.outlines.reach, 1)[1]):
+            busy[reached] = True
         return np.flatnonzero(busy)
 
-    def _encounters(self, windows: np.ndarray, scale: int, slabs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """(pair, number of the tile), int64 [T] each, for every tile that a pair's window touches, pair by pair."""
+    def around(self, asked: np.ndarray) -> np.ndarray:
+        """Numbers, ascending, of the tiles at one ray per pixel that the pairs with ``asked`` bool [P] may show in: int64 [G]."""
+        pair, place = self.encounters(self.window, 1)
+        return np.unique(place[asked[pair]])
+
+    def encounters(self, windows: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pair, number of the tile), int64 [T] each, for every tile that a pair's pixel rectangle touches, pair by pair."""
         rows, cols = self.grid(scale)
         first = windows[:, :2] * scale // TILE
         size = -(-windows[:, 2:] * scale // TILE) - first
@@ -207,47 +206,60 @@ class Scene3D:
         pair = np.repeat(np.arange(len(count)), count)
         index = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
         down, across = np.divmod(index, size[pair, 0])
-        across, down = across + first[pair, 0], down + first[pair, 1]
-        place = (self.image[pair] * rows + down) * cols + across
-        if slabs is not None:
-            x, y, low, high = slabs[pair].T
-            middle = x * (across + 0.5) + y * (down + 0.5)
-            reach = (abs(x) + abs(y)) / 2 + 1e-6
-            keep = ((middle + reach) * (TILE / scale) >= low) & ((middle - reach) * (TILE / scale) <= high)
-            pair, place = pair[keep], place[keep]
-        return pair, place
+        return pair, ((self.image * rows + first[:, 1]) * cols + first[:, 0])[pair] + down * cols + across
 
-    def visits(self, tiles: Tiles, windows: np.ndarray, scale: int, slabs: np.ndarray | None = None) -> Iterator[Visits]:
-        """Every tile of ``tiles`` that a pair's pixel rectangle ``windows`` [P, 4] touches, in pieces of one shape that fit a cache.
-
-        ``slabs`` [P, 4], where given, cuts the rectangle along a slanted direction too: pixels p with low <= x p_x + y p_y <= high.
-        """
-        pair, place = self._encounters(windows, scale, slabs)
-        tile = tiles.lookup[place]
-        pair, tile = pair[tile >= 0], tile[tile >= 0]
+    def visits(self, tile: np.ndarray, pair: np.ndarray) -> Iterator[Visits]:
+        """The encounters of ``pair`` [T], ascending, with rows ``tile`` [T] of some tiles, in pieces of one shape."""
         bounds = np.searchsorted(self.kind[pair], np.arange(len(SHAPES) + 1)).tolist()
         tile, pair = torch.from_numpy(tile).to(self.device), torch.from_numpy(pair).to(self.device)
         for shape, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            for low in range(start, stop, CHUNK):
-                part = slice(low, min(low + CHUNK, stop))
+            for part in pieces(start, stop):
                 yield Visits(shape, tile[part], pair[part], self.constants(pair[part]))
 
-    def local_rays(self, tiles: Tiles, visits: Visits) -> list[Tensor]:
-        """Ray directions x, y, z in the frame of each visit's object, [T, 64] each, with forward component 1 in camera space."""
+    def local_rays(self, tiles: Tiles, visits: Visits, basis: Tensor) -> list[Tensor]:
+        """Ray directions x, y, z in the frame of each visit's object, [T, n] each, with forward component 1 in camera space.
+
+        ``basis`` [2, n]: u and v of the rays wanted, relative to a tile's first; ``tiles.basis`` for all 64.
+        """
         u, v = tiles.u.index_select(0, visits.tile), tiles.v.index_select(0, visits.tile)
         forward, right, up = (visits.constants.table(name) for name in ("forward", "right", "up"))
         start = torch.addcmul(torch.addcmul(forward, u, right), v, up).split(1, 1)
-        rays = [(step * tiles.dv).add_(first) for step, first in zip(up.split(1, 1), start)]
-        # The right axis has no z, so there are two more products, not three.
+        rays = [torch.addcmul(first, step, basis[1]) for first, step in zip(start, up.split(1, 1))]
+        # The right axis has no z.
         for ray, step in zip(rays[:2], right.split(1, 1)):
-            ray.add_(step * tiles.du)
+            ray.addcmul_(step, basis[0])
         return rays
 
-    def ground_depth(self, tiles: Tiles) -> Tensor:
-        """Depth of the ground along each ray, at most ``FAR``: [G, 64]. It depends on the row alone, because no camera rolls."""
+    def ground_depth(self, tiles: Tiles, basis: Tensor) -> Tensor:
+        """Depth of the ground along the rays ``basis`` [2, n], at most ``FAR``: [G, n]. It depends on the row alone, because no camera rolls."""
         camera = self.seats(tiles.image)
-        fall = (-camera[5] * tiles.dv).sub_(camera[8] + tiles.v * camera[5])
+        fall = torch.addcmul(-(camera[8] + tiles.v * camera[5]), camera[5], basis[1], value=-1)
         return camera[11] / torch.maximum(fall, camera[11] / FAR, out=fall)
+
+    @cached_property
+    def outlines(self) -> Outlines:
+        """Where the shadows of the pairs may fall."""
+        return outlines(self)
+
+    def shaded(self, scale: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(pair, number of the tile, whether its ground may be in shadow), [T] each, for every tile that a pair may shadow."""
+        if scale in self._shaded:
+            return self._shaded[scale]
+        rows, cols = self.grid(scale)
+        pair, place = self.encounters(self.outlines.window, scale)
+        down, across = place // cols % rows, place % cols
+        x, y, low, high = self.outlines.slab[pair].T
+        middle, reach = x * (across + 0.5) + y * (down + 0.5), (abs(x) + abs(y)) / 2 + 1e-6
+        keep = ((middle + reach) * (TILE / scale) >= low) & ((middle - reach) * (TILE / scale) <= high)
+        pair, place, down, across = pair[keep], place[keep], down[keep], across[keep]
+        # The most that each side's linear function reaches in the tile decides.
+        half = TILE / 2 / (self.focal * scale)
+        u = (across + 0.5) * (2 * half) - self.width / 2 / self.focal
+        v = self.height / 2 / self.focal - (down + 0.5) * (2 * half)
+        a, b, c = np.moveaxis(self.outlines.sides, -1, 0)
+        most = (a + half * (abs(b) + abs(c)) + 1e-6)[pair] + b[pair] * u[:, None] + c[pair] * v[:, None]
+        self._shaded[scale] = pair, place, (most >= 0).all(1)
+        return self._shaded[scale]
 
     def rows(self, tiles: Tiles, values: Tensor) -> Tensor:
         """``values`` [G, 64] of ``tiles`` at scale 1 as images, 0 elsewhere: [K, H', W'], padded to whole tiles."""
@@ -255,6 +267,13 @@ class Scene3D:
         full = values.new_zeros(len(self.views) * rows * cols, RAYS)
         full[torch.from_numpy(tiles.place).to(self.device)] = values
         return untile(full, len(self.views), rows, cols)
+
+
+def pieces(start: int, stop: int) -> Iterator[slice]:
+    """``start`` to ``stop`` in the fewest pieces of at most ``CHUNK``, about equally long."""
+    count = -(-(stop - start) // CHUNK)
+    marks = [start + (stop - start) * i // max(count, 1) for i in range(count + 1)]
+    return (slice(low, high) for low, high in itertools.pairwise(marks))
 
 
 def untile(values: Tensor, images: int, rows: int, cols: int) -> Tensor:

@@ -35,7 +35,7 @@ def render_dataset(
     The tree is that of the released data (data_evaluation.md 1.1) with ``bounding_boxes.json``, ``scene_graphs.json`` and
     ``render.json`` beside. ``workers``: processes, one per usable core by default (a single one on a GPU); scripts that ask for
     more than one need the usual ``if __name__ == "__main__"``. The bytes on a CPU depend on ``config`` alone, not on ``workers``;
-    another device, or another build of torch, may round a few pixels differently.
+    another device, kind of processor or build of torch may round a few pixels differently.
 
     Everything is written to a sibling folder that is renamed at the end, so ``out`` appears complete or not at all. Raises
     FastidcError when ``out`` exists and is not an empty folder, or when a worker process dies.
@@ -62,8 +62,8 @@ def render_dataset(
 
 
 def scenes_together(width: int, height: int) -> int:
-    """How many scenes are rendered at once: enough arithmetic to outweigh the calls, little enough to stay in the cache."""
-    return min(8, max(1, 153_600 // (width * height)))
+    """How many scenes are rendered at once: enough arithmetic to outweigh the calls, little enough to stay near the cache."""
+    return min(16, max(1, 614_400 // (width * height)))
 
 
 def _write(config: RenderConfig, folder: Path, workers: int, device: str, progress: bool) -> dict:
