@@ -1,9 +1,13 @@
 """Importing is free, and every optional package may be absent."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 OPTIONAL = ("triton", "cupy", "nvidia.dali", "xformers", "open_clip")
 BLOCK = "import sys\nsys.modules[{name!r}] = None\n"  # absent, to `import` and to `find_spec`
@@ -19,7 +23,8 @@ for name in fastidc.__all__:
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

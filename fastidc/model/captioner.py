@@ -95,7 +95,7 @@ class Captioner(nn.Module):
 
     def embed(self, ids: Tensor, words: Tensor, positions: Tensor) -> Tensor:
         """ids [B, T] int, words [V, E], positions [T, E] -> [B, T, E]"""
-        return self.dropout(self.embed_norm(residual_stream(words[ids.long()] + positions)))
+        return self.dropout(self.embed_norm(residual_stream(F.embedding(ids.long(), words) + positions)))
 
     def decode(self, ids: Tensor, memory: list[Tensor], words: Tensor, positions: Tensor) -> Tensor:
         """ids [B*R, T] int, R captions of each of the B pairs in memory -> [B*R, T, E], ready for the product with the word table.

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastidc.config import ModelConfig
 from fastidc.model.layers import Block, LayerNorm, residual_stream
@@ -25,7 +26,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, L] int, padded with anything after the end token, the largest id -> [B, E], not normalised."""
         ids = ids.long()
-        x = residual_stream(self.token_embedding[ids] + self.position[: ids.shape[1]])
+        x = residual_stream(F.embedding(ids, self.token_embedding) + self.position[: ids.shape[1]])
         for block in self.blocks:
             x = block(x)
         end = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
