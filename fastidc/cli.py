@@ -1,6 +1,5 @@
 """The command line: `fastidc render|adapt|finetune|demo|doctor`."""
 
-import dataclasses
 import os
 import re
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from fastidc.config import TrainOptions
 from fastidc.errors import FastidcError
 
 
@@ -53,49 +53,15 @@ def render(
     print(f"wrote {scenes} scenes to {out}")
 
 
-@dataclasses.dataclass(frozen=True)
-class StageFlags:
-    """The flags that adapt and finetune share; what is left out comes from the preset."""
-
-    data: Path
-    """Data folder in CLEVR-Change's layout."""
-    out: Path
-    """Run folder to make: config.json, log.jsonl, model.safetensors, metrics.json."""
-    preset: str | None = None
-    """Recipe: clevr (the official one, for CLIP weights) or tiny (from scratch). By default that of the run given with --init."""
-    init: str | None = None
-    """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
-    intra_layers: int | None = None
-    """Vision layers that see one image alone; by default 9 of 12. A fastidc run knows its own."""
-    epochs: int | None = None
-    """Passes over the training split."""
-    steps: int | None = None
-    """Train for so many steps instead."""
-    batch_size: int | None = None
-    """Samples a step: sentences in adaptation, scenes in fine-tuning."""
-    max_words: int | None = None
-    """Longest caption in tokens, start and end included."""
-    seed: int | None = None
-    """Seed of every draw: initialisation, order, captions, dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 products over fp32 masters, or fp32; auto is bf16 where the hardware has it."""
-    workers: int = 4
-    """Threads that decode images."""
-    overwrite: bool = False
-    """Replace an earlier run in --out."""
-
-
-def _stage(stage, flags: StageFlags) -> None:
+def _stage(stage, options: TrainOptions) -> None:
     from fastidc.evaluate.report import format_table
-    from fastidc.train.run import Options, train
+    from fastidc.train.run import train
 
-    metrics = train(stage, Options(**dataclasses.asdict(flags)))
+    metrics = train(stage, options)
     test = metrics["splits"].get("test")
     if test is not None:
         print(format_table(test) if stage == "finetune" else retrieval_table(test))
-    print(f"wrote {flags.out}")
+    print(f"wrote {options.out}")
 
 
 def retrieval_table(metrics: dict) -> str:
@@ -107,14 +73,14 @@ def retrieval_table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def adapt(flags: StageFlags) -> None:
+def adapt(options: TrainOptions) -> None:
     """Adaptation: align image pairs with their captions (symmetric InfoNCE), then score retrieval on the test split."""
-    _stage("adapt", flags)
+    _stage("adapt", options)
 
 
-def finetune(flags: StageFlags) -> None:
+def finetune(options: TrainOptions) -> None:
     """Fine-tuning: train the captioner, caption the test split and score it. --init takes the adapted run."""
-    _stage("finetune", flags)
+    _stage("finetune", options)
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fastidc.errors import FastidcError
@@ -149,6 +150,40 @@ class Preset:
     model: ModelConfig | None = None
     restrict_vocabulary: bool = False  # keep only the BPE ids of the training captions
     about: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user sets for one stage, on the command line or in Python; None leaves the preset's value."""
+
+    data: Path
+    """Data folder in CLEVR-Change's layout."""
+    out: Path
+    """Run folder to make: config.json, log.jsonl, model.safetensors, metrics.json."""
+    preset: str | None = None
+    """Recipe: clevr (the official one, for CLIP weights) or tiny (from scratch). By default that of the run given with --init."""
+    init: str | None = None
+    """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
+    intra_layers: int | None = None
+    """Vision layers that see one image alone; by default 9 of 12. A fastidc run knows its own."""
+    epochs: int | None = None
+    """Passes over the training split."""
+    steps: int | None = None
+    """Train for so many steps instead."""
+    batch_size: int | None = None
+    """Samples a step: sentences in adaptation, scenes in fine-tuning."""
+    max_words: int | None = None
+    """Longest caption in tokens, start and end included."""
+    seed: int | None = None
+    """Seed of every draw: initialisation, order, captions, dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 products over fp32 masters, or fp32; auto is bf16 where the hardware has it."""
+    workers: int = 4
+    """Threads that decode images."""
+    overwrite: bool = False
+    """Replace an earlier run in --out."""
 
 
 _CLEVR_ADAPT = Recipe(

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from fastidc.config import preset
+from fastidc.config import TrainOptions, preset
 from fastidc.data.images import ImageStore
 from fastidc.data.records import PairRecord, load_records
 from fastidc.data.render import RenderConfig, render_dataset
@@ -15,7 +15,7 @@ from fastidc.evaluate.captions import CaptionScorer, change_accuracy, object_col
 from fastidc.evaluate.coco import read_references, read_results
 from fastidc.evaluate.report import ReportPair, format_table, write_report
 from fastidc.files import write_json
-from fastidc.train.run import Options, train
+from fastidc.train.run import train
 
 SHOWN_PAIRS = 40
 # 4,000 training scenes, a camera that moves little, few objects: what a small model learns in minutes.
@@ -35,8 +35,8 @@ def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, i
     difficulty = _world(config, out / "data")
     images = ImageStore(preset("tiny").model.image_size)
     shared = {"data": out / "data", "preset": "tiny", "seed": seed, "device": device, "overwrite": True}
-    adapted = train("adapt", Options(out=out / "adapt", steps=steps[0], **shared), images)
-    tuned = train("finetune", Options(out=out / "finetune", init=str(out / "adapt"), steps=steps[1], **shared), images)
+    adapted = train("adapt", TrainOptions(out=out / "adapt", steps=steps[0], **shared), images)
+    tuned = train("finetune", TrainOptions(out=out / "finetune", init=str(out / "adapt"), steps=steps[1], **shared), images)
     for name in ("references.json", "hyp_test.json"):
         shutil.copyfile(out / "finetune" / name, out / name)
 

@@ -34,7 +34,15 @@ ALLOWED = {
     },
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
     "fastidc.doctor": {"fastidc", "fastidc.ops"},
-    "fastidc.cli": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.demo", "fastidc.doctor", "fastidc.errors"},
+    "fastidc.cli": {
+        "fastidc.config",
+        "fastidc.train",
+        "fastidc.evaluate",
+        "fastidc.data",
+        "fastidc.demo",
+        "fastidc.doctor",
+        "fastidc.errors",
+    },
     "fastidc_kernels": set(),
 }
 

@@ -34,7 +34,9 @@ def test_wheel_installs_into_a_fresh_environment(tmp_path):
     # the dependencies are this environment's: a second download of PyTorch would test nothing more
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    where = run(python, "-c", "import fastidc, fastidc_kernels; print(fastidc.CLIP4IDC, fastidc.__file__, fastidc_kernels.__file__)", cwd=tmp_path)
+    where = run(
+        python, "-c", "import fastidc, fastidc_kernels; print(fastidc.CLIP4IDC, fastidc.__file__, fastidc_kernels.__file__)", cwd=tmp_path
+    )
     assert where.count(str(site)) == 2, where
     assert "render" in run(tmp_path / "env" / "bin" / "fastidc", "--help", cwd=tmp_path)
 

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from fastidc import checkpoint
-from fastidc.config import ModelConfig, Preset, Recipe, preset
+from fastidc.config import ModelConfig, Preset, Recipe, TrainOptions, preset
 from fastidc.data.images import ImageStore
 from fastidc.data.loaders import PairLoader
 from fastidc.data.records import PairRecord, all_captions, load_records
@@ -24,26 +24,6 @@ from fastidc.train.objectives import STAGES
 from fastidc.train.optim import Optimizer, Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a user sets for one stage; None leaves the preset's value."""
-
-    data: Path
-    out: Path
-    preset: str | None = None
-    init: str | None = None
-    intra_layers: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    max_words: int | None = None
-    seed: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 4
-    overwrite: bool = False
-
-
 def choose_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is a device; FastidcError where the named one is absent."""
     if name == "auto":
@@ -55,7 +35,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve(stage: Stage, options: Options) -> tuple[Preset, Recipe]:
+def resolve(stage: Stage, options: TrainOptions) -> tuple[Preset, Recipe]:
     """The preset (an initial run's own by default) and its recipe with the user's values in it."""
     name = options.preset
     if name is None and options.init is not None and (Path(options.init) / checkpoint.CONFIG_FILE).is_file():
@@ -73,7 +53,7 @@ def resolve(stage: Stage, options: Options) -> tuple[Preset, Recipe]:
     return chosen, dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
 
 
-def build_model(stage: Stage, options: Options, chosen: Preset, records: list[PairRecord]) -> CLIP4IDC:
+def build_model(stage: Stage, options: TrainOptions, chosen: Preset, records: list[PairRecord]) -> CLIP4IDC:
     """The model that this stage starts from: ``--init``, or the preset's shape from random initialisation."""
     shape = chosen.model
     captioner_layers = (shape or ModelConfig()).captioner_layers if stage == "finetune" else None
@@ -105,7 +85,7 @@ def prepare_folder(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def train(stage: Stage, options: Options, images: ImageStore | None = None) -> dict:
+def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None) -> dict:
     """Runs one stage. ``images`` may be shared by stages that read the same files at the same size. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also
     hyp_test.json and references.json) and returns the metrics. Everything that can be wrong is checked before the folder is made."""
     chosen, recipe = resolve(stage, options)

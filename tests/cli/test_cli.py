@@ -13,8 +13,8 @@ pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
 
 from fastidc import CLIP4IDC, Tokenizer, checkpoint
 from fastidc.cli import main
-from fastidc.config import PRESETS
-from fastidc.train.run import Options, resolve, train
+from fastidc.config import PRESETS, TrainOptions
+from fastidc.train.run import resolve, train
 
 SPLITS = {"train": list(range(12)), "val": [20, 21, 22], "test": [30, 31, 32, 33]}
 
@@ -109,7 +109,7 @@ def test_official_recipe_trains_from_clip_weights_and_keeps_the_best_epoch(data,
 
 
 def test_flags_win_over_the_preset(data, tmp_path):
-    options = Options(data, tmp_path, preset="tiny", epochs=3, batch_size=7, seed=1)
+    options = TrainOptions(data, tmp_path, preset="tiny", epochs=3, batch_size=7, seed=1)
     _, recipe = resolve("adapt", options)
     assert (recipe.epochs, recipe.steps, recipe.batch_size, recipe.seed) == (3, None, 7, 1)
     official = PRESETS["clevr"]
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, adapted, tmp_path, capsys)
 
 def test_api_raises_what_the_command_prints(data, tmp_path):
     with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of auto, bf16, fp32"):
-        train("adapt", Options(data, tmp_path / "run", preset="tiny", precision="fp8"))
+        train("adapt", TrainOptions(data, tmp_path / "run", preset="tiny", precision="fp8"))
 
 
 def test_help_and_unknown_commands():
