@@ -4,6 +4,7 @@ Everything foreign is read without running code from it: safetensors, or ``torch
 TorchScript archives, which ``weights_only`` cannot read; they go through ``torch.jit.load``, which holds no pickled Python.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -166,6 +167,8 @@ def _read_folder(path: Path, intra_layers: int | None, captioner_layers: int | N
     if not weights_path.is_file():
         raise FastidcError(f"{path}: no {WEIGHTS_FILE} in this folder; the run that wrote it has not finished.")
     values = read_config(path)
+    if missing := sorted({field.name for field in dataclasses.fields(ModelConfig)} - set(values["model"])):
+        raise FastidcError(f"{config_path}: field model.{missing[0]} is missing; the file is damaged or from another version of fastidc.")
     config = ModelConfig.from_dict(values["model"], str(config_path))
     for name, given in (("intra_layers", intra_layers), ("pair_input", pair_input)):
         if given not in (None, getattr(config, name)):
@@ -252,6 +255,10 @@ def _open_clip_state(source: str) -> dict[str, Tensor]:
     if name not in open_clip.list_models():
         raise FastidcError(f"{source}: open_clip knows no model {name!r}; give for example open_clip:ViT-B-32-quickgelu/openai.")
     model_config = open_clip.get_model_config(name)
+    if not isinstance(model_config.get("vision_cfg", {}).get("layers"), int):
+        raise FastidcError(
+            f"{source}: {name} has no vision transformer (a ResNet?); CLIP4IDC splits one, so give a ViT such as ViT-B-32-quickgelu."
+        )
     if not model_config.get("quick_gelu"):
         raise FastidcError(
             f"{source}: {name} computes GELU where OpenAI's weights and CLIP4IDC need QuickGELU; use open_clip:{name}-quickgelu/{tag or 'openai'}."
@@ -285,6 +292,10 @@ def _read_clip(
     return Read(config.replace(captioner_layers=layers), weights, source, fresh)
 
 
+# Layers of the published ViT CLIPs by width: depth is read off the names, so a file that lost its last blocks would pass for a smaller model.
+_PUBLISHED_DEPTHS = {"pair_encoder": {768: 12, 1024: 24}, "text_encoder": {768: 12}}
+
+
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len({match[1] for name in weights if (match := re.match(re.escape(prefix) + r"\.(\d+)\.", name))})
 
@@ -305,6 +316,12 @@ def _config_from_shapes(weights: Mapping[str, Tensor], source: str, intra_layers
             f"{source}: the text tower's width {text_width} differs from the joint space's {embed_dim}; "
             "CLIP4IDC's captioner ties them, so this CLIP cannot serve."
         )
+    for tower, width in (("pair_encoder", vision_width), ("text_encoder", text_width)):
+        found, whole = _count(weights, f"{tower}.blocks"), _PUBLISHED_DEPTHS[tower].get(width)
+        if whole is not None and found != whole:
+            raise FastidcError(
+                f"{source}: {found} of the {whole} layers that a CLIP of width {width} has are in the {tower.replace('_', ' ')}; the file is cut."
+            )
     side = round((shape("pair_encoder.patch_embed.position", 2)[0] - 1) ** 0.5)
     layers = _count(weights, "pair_encoder.blocks")
     values = dict(

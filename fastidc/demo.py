@@ -43,7 +43,7 @@ def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, i
     records = load_records(out / "data")["test"]
     references, hypotheses = read_references(out / "references.json"), read_results(out / "hyp_test.json")
     types = {record.id: record.type for record in records}
-    with CaptionScorer(references, meteor=False) as scorer:
+    with CaptionScorer(references) as scorer:
         constant, constant_scores = scorer.best_constant(types=types)
     scores = tuned["splits"]["test"]
     figures = {

@@ -169,8 +169,18 @@ def test_folder_refusals(tmp_path):
     with pytest.raises(FastidcError, match="not a fastidc config"):
         CLIP4IDC.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"format": "fastidc", "model": {"depth": 3}}))
+    with pytest.raises(FastidcError, match=r"field model\.captioner_layers is missing"):
+        CLIP4IDC.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"format": "fastidc", "model": CONFIG.to_dict() | {"depth": 3}}))
     with pytest.raises(FastidcError, match="unknown field 'depth'"):
         CLIP4IDC.from_pretrained(tmp_path)
+
+
+def test_a_cut_published_tower_is_no_smaller_model(tmp_path):
+    config = CONFIG.replace(vision_width=768, vision_layers=11, intra_layers=9)
+    torch.save(openai_state(config), tmp_path / "cut.pt")
+    with pytest.raises(FastidcError, match=r"cut\.pt: 11 of the 12 layers that a CLIP of width 768 has"):
+        CLIP4IDC.from_pretrained(tmp_path / "cut.pt")
 
 
 def test_open_clip_names():
@@ -179,6 +189,8 @@ def test_open_clip_names():
         CLIP4IDC.from_pretrained("open_clip:ViT-B-32/openai")
     with pytest.raises(FastidcError, match="open_clip knows no model 'ViT-Q-7'"):
         CLIP4IDC.from_pretrained("open_clip:ViT-Q-7/openai")
+    with pytest.raises(FastidcError, match="RN50-quickgelu has no vision transformer"):
+        CLIP4IDC.from_pretrained("open_clip:RN50-quickgelu/openai")
 
 
 def test_open_clip_text_embeddings(tmp_path):

@@ -31,6 +31,24 @@ def to_array(image, size: int) -> np.ndarray:
     return np.asarray(image)
 
 
+def check_file(path: Path) -> None:
+    """FastidcError unless ``path`` begins as an image and, being PNG, ends as one; reads its two ends only, decodes nothing."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            is_png = image.format == "PNG"
+        if is_png:
+            with path.open("rb") as file:
+                file.seek(-12, 2)
+                if file.read()[4:8] != b"IEND":
+                    raise OSError("the file is cut off before its end")
+    except FileNotFoundError:
+        raise FastidcError(f"{path}: no such image.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FastidcError(f"{path}: cannot be read as an image ({error}); replace the file or take its scene out of the splits.") from None
+
+
 class ImageStore:
     """`decode` with a memory of at most ``max_bytes``: what fits is decoded once. Safe to call from several threads."""
 

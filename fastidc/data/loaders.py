@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fastidc.config import PAD_ID, Recipe
-from fastidc.data.images import ImageStore
+from fastidc.data.images import ImageStore, check_file
 from fastidc.data.random import generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
@@ -129,6 +130,14 @@ class PairLoader:
         shape = (len(samples), -1, self.recipe.captions_per_pair)
         inputs, targets = (pad(rows).unflatten(0, shape) for rows in zip(*both, strict=True))
         return PairBatch(batch, ids, input_ids=inputs, target_ids=targets)
+
+
+def check_images(records: Sequence[PairRecord], workers: int = 4) -> None:
+    """Looks at every image file before a long run does (`fastidc.data.images.check_file`); FastidcError names the first bad one."""
+    paths = [path for record in records for path in record.images]
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for _ in tqdm(pool.map(check_file, paths), total=len(paths), desc="check images", unit="image", leave=False):
+            pass
 
 
 def prefetch(batches: Iterator[list[Sample]], collate: Callable, images: ImageStore, workers: int) -> Iterator[PairBatch]:

@@ -75,8 +75,16 @@ class StepLog:
 
     def flush(self) -> None:
         """Writes what waits; FastidcError at the first loss that is not finite."""
+        bad = self._write()
+        if bad is not None:
+            raise FastidcError(
+                f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate."
+            )
+
+    def _write(self) -> int | None:
+        """Writes what waits; returns the first step that is not finite."""
         if not self._waiting:
-            return
+            return None
         values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm in self._waiting]).tolist()
         bad = None
         for (facts, _, _), (loss, norm) in zip(self._waiting, values, strict=True):
@@ -87,12 +95,11 @@ class StepLog:
             self.loss = loss
         self._file.flush()
         self._waiting.clear()
-        if bad is not None:
-            raise FastidcError(
-                f"the loss or its gradient is not finite at step {bad}; lower the learning rate or train with --precision fp32."
-            )
+        return bad
 
     def close(self) -> None:
+        """Also after an interrupt: every step that ran is in the file."""
+        self._write()
         self._file.close()
 
 

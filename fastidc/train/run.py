@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fastidc import checkpoint
 from fastidc.config import ModelConfig, Preset, Recipe, TrainOptions, preset
 from fastidc.data.images import ImageStore
-from fastidc.data.loaders import PairLoader
+from fastidc.data.loaders import PairLoader, check_images
 from fastidc.data.records import PairRecord, all_captions, load_records
 from fastidc.errors import FastidcError
 from fastidc.evaluate.coco import write_references, write_results
@@ -48,6 +48,10 @@ def resolve(stage: Stage, options: TrainOptions) -> tuple[Preset, Recipe]:
             raise FastidcError(f"--{field.replace('_', '-')} must be at least 1, got {changes[field]}.")
     if changes["max_words"] is not None and changes["max_words"] < 3:
         raise FastidcError(f"--max-words must be at least 3 (start, a word, end), got {changes['max_words']}.")
+    if changes["seed"] is not None and not 0 <= changes["seed"] < 2**63:
+        raise FastidcError(f"--seed must lie in 0 to 2**63 - 1, got {changes['seed']}.")
+    if options.workers < 1:
+        raise FastidcError(f"--workers must be at least 1, got {options.workers}.")
     if changes["epochs"] is not None and changes["steps"] is None:
         recipe = dataclasses.replace(recipe, steps=None)  # epochs that a user asks for win over a preset's number of steps
     return chosen, dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
@@ -68,14 +72,24 @@ def build_model(stage: Stage, options: TrainOptions, chosen: Preset, records: li
         if chosen.restrict_vocabulary:
             ids = vocabulary_of(all_captions(records))
             shape = shape.replace(vocabulary=ids, vocab_size=len(ids))
-        model = CLIP4IDC.from_pretrained(shape, options.intra_layers, captioner_layers)
+        try:
+            model = CLIP4IDC.from_pretrained(shape, options.intra_layers, captioner_layers)
+        except FastidcError as error:
+            raise FastidcError(str(error).replace("model config", f"preset {chosen.name!r} with --intra-layers", 1)) from None
     if stage == "adapt":
         model.drop_captioner()
     return model
 
 
 def prepare_folder(out: Path, overwrite: bool) -> None:
-    """Makes ``out``; refuses one that already holds something, unless it may be replaced."""
+    """Makes ``out``; refuses one that already holds something, unless it may be replaced, and one that cannot be made."""
+    try:
+        _prepare_folder(out, overwrite)
+    except OSError as error:
+        raise FastidcError(f"{out}: the run folder cannot be made ({error.strerror or error}); choose another --out.") from None
+
+
+def _prepare_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise FastidcError(f"{out}: already exists and is not empty; choose another --out, or add --overwrite.")
@@ -97,12 +111,15 @@ def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None)
     torch.manual_seed(recipe.seed)
     model = build_model(stage, options, chosen, records["train"])
     if recipe.max_words > model.config.context_length:
-        raise FastidcError(f"max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words.")
+        source = options.init or f"preset {chosen.name!r}"
+        raise FastidcError(
+            f"{source}: max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words."
+        )
     model = model.to(device)
     tokenizer = Tokenizer.of(model.config)
     images = images or ImageStore(model.config.image_size)
     loader = PairLoader(stage, records["train"], tokenizer, images, recipe, options.workers)
-    images[records["train"][0].before]  # an unreadable set fails here, before anything is written
+    check_images([record for split in records.values() for record in split], options.workers)
     total_steps = recipe.steps or loader.steps * recipe.epochs
     optimizer = Optimizer(model, stage, recipe, total_steps)
     prepare_folder(options.out, options.overwrite)
@@ -139,20 +156,22 @@ def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None)
 
     pairs_a_step = recipe.batch_size * (len(records["train"][0].images) - 1 if stage == "finetune" else 1)
     log = StepLog(options.out / "log.jsonl")
-    with tqdm(total=total_steps * pairs_a_step, desc=stage, unit="pair", smoothing=0.1) as bar:
-        fit(
-            model,
-            loader,
-            STAGES[stage],
-            optimizer,
-            total_steps=total_steps,
-            device=device,
-            precision=precision,
-            log=log,
-            bar=bar,
-            after_epoch=after_epoch,
-        )
-    log.close()
+    try:
+        with tqdm(total=total_steps * pairs_a_step, desc=stage, unit="pair", smoothing=0.1) as bar:
+            fit(
+                model,
+                loader,
+                STAGES[stage],
+                optimizer,
+                total_steps=total_steps,
+                device=device,
+                precision=precision,
+                log=log,
+                bar=bar,
+                after_epoch=after_epoch,
+            )
+    finally:
+        log.close()
     if best is None:
         checkpoint.save(options.out, model.config, dict(model.named_parameters()), facts)
     else:

@@ -145,6 +145,10 @@ def test_bad_input_is_one_sentence(data, tmp_path, capsys):
     assert "intra_layers 5 lies outside the model; with 4 vision layers" in refused(capsys, out, *tiny, "--intra-layers", 5)
     assert "max_words 60 exceeds the model's 40 positions; lower --max-words" in refused(capsys, out, *tiny, "--max-words", 60)
     assert "fewer than one batch of 32; lower --batch-size" in refused(capsys, out, *tiny)
+    assert "--seed must lie in 0 to 2**63 - 1" in refused(capsys, out, *tiny, "--seed", 2**70)
+    (tmp_path / "file").write_text("")
+    blocked = ["adapt", "--data", data, "--preset", "tiny", "--batch-size", 4, "--out", tmp_path / "file" / "run"]
+    assert "the run folder cannot be made" in refused(capsys, tmp_path / "nothing", *blocked)
     assert "--epochs must be at least 1, got 0" in refused(capsys, out, *tiny, "--epochs", 0)
     if not torch.cuda.is_available():
         assert "torch sees no CUDA device; use --device cpu" in refused(capsys, out, *tiny, "--device", "cuda")
@@ -158,8 +162,15 @@ def test_a_broken_image_ends_the_run_with_its_name(tmp_path, capsys):
     flags = ["adapt", "--data", str(data), "--out", str(tmp_path / "run"), "--preset", "tiny", "--batch-size", "4", "--steps", "9"]
     (data / "images" / "CLEVR_default_000000.png").write_bytes(b"<html>")
     assert "CLEVR_default_000000.png: cannot be read as an image" in refused(capsys, tmp_path / "run", *flags)
+    data = worlds.clevr_tree(tmp_path / "cut" / "data", SPLITS)
+    last = data / "nsc_images" / "CLEVR_nonsemantic_000033.png"
+    last.write_bytes(last.read_bytes()[:-20])
+    flags[2] = str(data)
+    assert "CLEVR_nonsemantic_000033.png: cannot be read as an image" in refused(capsys, tmp_path / "run", *flags), "a cut test image too"
     data = worlds.clevr_tree(tmp_path / "other" / "data", SPLITS)
-    (data / "sc_images" / "CLEVR_semantic_000007.png").write_bytes(b"")
+    bad = data / "sc_images" / "CLEVR_semantic_000007.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:60] + bytes(40) + whole[100:])  # damaged inside: only decoding shows it
     flags[2] = str(data)
     assert main(flags) == 2
     assert "CLEVR_semantic_000007.png: cannot be read as an image" in capsys.readouterr().err

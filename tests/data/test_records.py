@@ -68,7 +68,7 @@ KEY = "CLEVR_default_000001.png"
             rf"no_change_captions.json: field '{KEY}'\[1\] must be a sentence, got 3",
         ),
         ("no_change_captions.json", lambda t: t | {KEY: ["  "]}, r"\[0\] must be a sentence, got '  '"),
-        ("change_captions.json", lambda t: list(t), "change_captions.json: must be an object of image name"),
+        ("change_captions.json", list, "change_captions.json: must be an object of image name"),
         ("type_mapping.json", lambda t: {"color": "all"}, "type_mapping.json: must be an object of change type"),
     ],
 )
