@@ -9,6 +9,18 @@ from PIL import Image
 
 from fastidc.config import ModelConfig
 
+# The released no-change sentences, stated here apart from the grammar that they check (data_evaluation.md 2.2).
+NO_CHANGE = [
+    "no change was made",
+    "there is no change",
+    "the two scenes seem identical",
+    "the scene is the same as before",
+    "the scene remains the same",
+    "nothing has changed",
+    "nothing was modified",
+    "no change has occurred",
+    "there is no difference",
+]
 SMALL = ModelConfig(
     image_size=48,
     patch_size=16,

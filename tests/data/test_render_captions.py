@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+import worlds
 
 from fastidc.data.render import RenderConfig
 from fastidc.data.render.config import TYPES
@@ -20,17 +21,7 @@ WORDS = """
     there thing tiny to turned two was yellow
 """
 VOCABULARY = set(WORDS.split())
-NO_CHANGE = {
-    "no change was made",
-    "there is no change",
-    "the two scenes seem identical",
-    "the scene is the same as before",
-    "the scene remains the same",
-    "nothing has changed",
-    "nothing was modified",
-    "no change has occurred",
-    "there is no difference",
-}
+NO_CHANGE = set(worlds.NO_CHANGE)
 MEANING = {
     **{word: ("size", "large") for word in ("large", "big")},
     **{word: ("size", "small") for word in ("small", "tiny")},

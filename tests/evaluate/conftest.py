@@ -7,18 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from worlds import NO_CHANGE
 
-NO_CHANGE = [
-    "no change was made",
-    "there is no change",
-    "the two scenes seem identical",
-    "the scene is the same as before",
-    "the scene remains the same",
-    "nothing has changed",
-    "nothing was modified",
-    "no change has occurred",
-    "there is no difference",
-]
 COLOURS = ["gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"]
 RELATIONS = [
     "left of",
