@@ -1,4 +1,4 @@
-"""The command line: `fastidc render|adapt|finetune|demo|doctor`."""
+"""The command line: `fastidc render|adapt|finetune|convert|demo|doctor`."""
 
 import os
 import re
@@ -54,23 +54,24 @@ def render(
 
 
 def _stage(stage, options: TrainOptions) -> None:
+    from fastidc.evaluate import paper
     from fastidc.evaluate.report import format_table
+    from fastidc.train.distributed import is_main_process
     from fastidc.train.run import train
 
     metrics = train(stage, options)
+    if not is_main_process():
+        return
     test = metrics["splits"].get("test")
-    if test is not None:
-        print(format_table(test) if stage == "finetune" else retrieval_table(test))
+    if test is not None and stage == "adapt":
+        print(paper.retrieval_table(metrics["dataset"], {"strict": test, "legacy": metrics["legacy_ties"]["test"]}))
+    elif test is not None:
+        print(format_table(test))
+        if metrics["dataset"] in paper.PAPER:
+            print("\n" + paper.caption_table(metrics["dataset"], test))
+    if stage == "finetune" and test is not None:
+        print(f"captions of the test split: {options.out / 'hyp_test.json'}")
     print(f"wrote {options.out}")
-
-
-def retrieval_table(metrics: dict) -> str:
-    """Both directions of `retrieval_metrics` as text, recalls in percent."""
-    names = ("R@1", "R@5", "R@10", "MdR", "MnR")
-    lines = [f"{'':14}" + "".join(f"{name:>9}" for name in names)]
-    for direction, title in (("text_to_pair", "text to pair"), ("pair_to_text", "pair to text")):
-        lines.append(f"{title:14}" + "".join(f"{metrics[direction][name]:9.2f}" for name in names))
-    return "\n".join(lines)
 
 
 def adapt(options: TrainOptions) -> None:
@@ -81,6 +82,30 @@ def adapt(options: TrainOptions) -> None:
 def finetune(options: TrainOptions) -> None:
     """Fine-tuning: train the captioner, caption the test split and score it. --init takes the adapted run."""
     _stage("finetune", options)
+
+
+def convert(
+    src: str,
+    dst: str,
+    /,
+    layout: Literal["fastidc", "official", "openai"] | None = None,
+    intra_layers: int | None = None,
+    dtype: Literal["keep", "fp32", "official"] = "keep",
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint in another layout: fastidc folder, official pytorch_model.bin.*, or OpenAI CLIP.
+
+    Args:
+        src: SRC, a fastidc run, an official file of either stage, an OpenAI CLIP file, or open_clip:NAME/TAG.
+        dst: DST, what to write: a folder (fastidc), *.bin* (official), *.pt or *.safetensors (openai).
+        layout: The layout, where the name of DST does not tell it.
+        intra_layers: Vision layers that see one image alone, for sources that do not say it; by default 9 of 12.
+        dtype: Keep the source's, write fp32, or what the official code saves (fp16 and fp32).
+        overwrite: Replace DST.
+    """
+    from fastidc.convert import convert
+
+    print(convert(src, dst, layout=layout, intra_layers=intra_layers, dtype=dtype, overwrite=overwrite))
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
@@ -107,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
     import tyro
 
-    commands = {"render": render, "adapt": adapt, "finetune": finetune, "demo": demo, "doctor": doctor}
+    commands = {"render": render, "adapt": adapt, "finetune": finetune, "convert": convert, "demo": demo, "doctor": doctor}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -117,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except FastidcError as error:
-        print(f"fastidc: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+            print(f"fastidc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fastidc: interrupted.", file=sys.stderr)

@@ -55,6 +55,19 @@ def test_fp16_files_become_fp32(tmp_path):
     assert torch.equal(model.pair_encoder.projection, state["clip.visual.proj"].float())
 
 
+def test_dtypes_are_kept_where_asked(tmp_path):
+    state = worlds.official_state(CONFIG, "caption")
+    ours = checkpoint.from_official(state)
+    mixed = checkpoint.official_dtypes(ours)
+    assert {t.dtype for t in mixed.values()} == {torch.float16, torch.float32}
+    checkpoint.save_official(tmp_path / "m.bin", CONFIG, mixed)
+    checkpoint.save(tmp_path / "m", CONFIG, mixed)
+    for source in ("m.bin", "m"):
+        kept = checkpoint.read(tmp_path / source, keep_dtype=True).weights
+        assert {name: t.dtype for name, t in kept.items()} == {name: t.dtype for name, t in mixed.items()}
+        assert {t.dtype for t in checkpoint.read(tmp_path / source).weights.values()} == {torch.float32}
+
+
 def test_adapted_file_gets_a_fresh_captioner_where_asked(tmp_path):
     torch.save(worlds.official_state(CONFIG, "adapt"), tmp_path / "pytorch_model.bin.0")
     model = CLIP4IDC.from_pretrained(tmp_path / "pytorch_model.bin.0", captioner_layers=3)
@@ -138,14 +151,30 @@ def test_refusals(tmp_path, capsys):
 
     block = "clip.visual.transformer.resblocks.1"
     lacking = {k: v for k, v in state.items() if not k.startswith(f"{block}.ln_1")}
-    refused("missing.bin", lacking, r"pair_encoder.blocks.1.attention_norm.weight is missing \(2 in all\)")
+    refused("missing.bin", lacking, rf"tensor {block}.ln_1.weight is missing \(2 in all\)")
+    bare = {k.removeprefix("clip."): v for k, v in openai_state().items() if not k.startswith("visual.transformer.resblocks.1.ln_1")}
+    refused("missing.pt", bare, r"tensor visual.transformer.resblocks.1.ln_1.weight is missing \(2 in all\)")
     refused(
-        "shape.bin", state | {"clip.visual.proj": torch.zeros(128, 63)}, r"pair_encoder.projection has shape \[128, 63\], the model needs"
+        "shape.bin",
+        state | {"clip.visual.proj": torch.zeros(128, 63)},
+        r"tensor clip.visual.proj has shape \[128, 63\], the model needs \[128, 64\]",
     )
+    refused("scale.bin", state | {"clip.logit_scale": torch.ones(1)}, r"tensor clip.logit_scale has shape \[1\], the model needs \[\]")
+    words = "decoder.embeddings.word_embeddings.weight"
+    refused("alias.bin", state | {words: torch.zeros(3)}, rf"tensor {words} has shape \[3\], 2 dimensions were expected")
     part = {k: v for k, v in state.items() if k != "decoder.encoder.layer.0.slf_attn.att.key.weight"}
-    refused("part.bin", part, r"captioner.encoder.0.attention.qkv.weight is missing")
+    refused("part.bin", part, r"tensor decoder.encoder.layer.0.slf_attn.att.key.weight is missing \(1 in all\)")
+    keys = [f"decoder.decoder.layer.1.enc_attn.att.{part}.bias" for part in ("query", "key", "value")]
+    refused("parts.bin", state | {keys[2]: torch.zeros(3)}, rf"tensor {keys[2]} has shape \[3\], where {keys[1]} has \[64\]")
+    packed = state | {key: torch.zeros(7) for key in keys[1:]}
+    refused("packed.bin", packed, rf"tensor {keys[1]} has shape \[7\], the model needs \[64\]")
+    headless = {k: v for k, v in state.items() if ".layer." not in k}
+    refused("headless.bin", headless, r"tensor decoder.encoder.layer.0.slf_attn.att.query.weight is missing")
+    refused("3d.bin", state | {"clip.visual.conv2.weight": torch.zeros(1)}, r"tensor clip.visual.conv2.weight is that of --linear_patch 3d")
     refused("resnet.pt", {"visual.layer1.0.conv1.weight": torch.zeros(1)}, "this is a ResNet CLIP")
-    refused("other.pt", {"layer.weight": torch.zeros(1)}, "is missing; this is not a ViT CLIP or CLIP4IDC checkpoint")
+    refused(
+        "other.pt", {"layer.weight": torch.zeros(1)}, "tensor visual.conv1.weight is missing; this is not a ViT CLIP or CLIP4IDC checkpoint"
+    )
     refused("split.bin", state, "intra_layers 4 lies outside the model; with 3 vision layers choose 1 to 3", intra_layers=4)
     refused("gadget.bin", {"clip.visual.proj": Gadget()}, "cannot be read as a checkpoint")
     refused("garbage.bin", b"<html>not found</html>", "cannot be read as a checkpoint")

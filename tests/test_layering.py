@@ -32,10 +32,12 @@ ALLOWED = {
         "fastidc.checkpoint",
         "fastidc.tokenizer",
     },
+    "fastidc.convert": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.model"},
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
     "fastidc.doctor": {"fastidc", "fastidc.ops"},
     "fastidc.cli": {
         "fastidc.config",
+        "fastidc.convert",
         "fastidc.train",
         "fastidc.evaluate",
         "fastidc.data",

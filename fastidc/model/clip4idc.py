@@ -44,7 +44,7 @@ class CLIP4IDC(nn.Module):
             return cls(source.replace(**{k: v for k, v in changes.items() if v is not None}))
         read = checkpoint.read(source, intra_layers=intra_layers, captioner_layers=captioner_layers, pair_input=pair_input)
         model = cls(read.config)
-        model.load_weights(read.weights, read.source, fresh=read.fresh)
+        model.load_weights(read.weights, read.source, read.fresh, read.foreign)
         return model
 
     def drop_captioner(self) -> None:
@@ -52,11 +52,13 @@ class CLIP4IDC(nn.Module):
         self.captioner = None
         self.config = self.config.replace(captioner_layers=0)
 
-    def load_weights(self, weights: Mapping[str, Tensor], source: str, fresh: Sequence[str] = ()) -> None:
+    def load_weights(
+        self, weights: Mapping[str, Tensor], source: str, fresh: Sequence[str] = (), foreign: Mapping[str, tuple[str, int]] | None = None
+    ) -> None:
         """Copies ``weights`` (our names) in; every parameter must be there with its shape, but for those whose names start with one of
-        ``fresh``, which may be absent as a whole and then keep their initial values."""
+        ``fresh``, which may be absent as a whole and then keep their initial values. ``foreign``: see `checkpoint.check_fit`."""
         own = dict(self.named_parameters())
-        checkpoint.check_fit({name: tuple(p.shape) for name, p in own.items()}, weights, source, fresh)
+        checkpoint.check_fit({name: tuple(p.shape) for name, p in own.items()}, weights, source, fresh, foreign)
         with torch.no_grad():
             for name, parameter in own.items():
                 if name in weights:
@@ -98,9 +100,10 @@ class CLIP4IDC(nn.Module):
         """exp(logit_scale) cos: text [T, E], pair [P, E] -> [T, P] fp32."""
         return self.logit_scale.exp() * F.normalize(text.float(), dim=-1) @ F.normalize(pair.float(), dim=-1).T
 
-    def text_pair_loss(self, embedding: Tensor, ids: Tensor) -> Tensor:
-        """embedding [B, E] of pairs, ids [B, L] of their captions -> symmetric InfoNCE (paper eq. 6 to 8)."""
-        return ops.info_nce(self.encode_text(ids), embedding, self.logit_scale)
+    def text_pair_loss(self, embedding: Tensor, ids: Tensor, *, group: Any = None, gather_grad: Any = "full") -> Tensor:
+        """embedding [B, E] of pairs, ids [B, L] of their captions -> symmetric InfoNCE (paper eq. 6 to 8), over the rows of all ranks of
+        ``group`` where one is given; see `fastidc.ops.info_nce`."""
+        return ops.info_nce(self.encode_text(ids), embedding, self.logit_scale, group=group, gather_grad=gather_grad)
 
     def token_losses(self, tokens: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, R, T], R captions a pair -> [P]: for each kind the mean
