@@ -137,7 +137,11 @@ class Recipe:
     max_words: int = 32
     seed: int = 42
     steps: int | None = None  # trains this long instead of ``epochs``
-    select: Literal["best", "last"] = "best"  # the epoch that is kept: the best on val (R@1, CIDEr), or simply the last
+    accumulate: int = 1  # ``batch_size`` is made up of so many forward and backward passes
+    select: Literal["val", "test", "last"] = "val"  # the split on which the kept epoch is best (R@1, CIDEr); or simply the last epoch
+    patience: int | None = None  # stops after more than so many epochs in a row that are not the best so far
+    gather_grad: Literal["full", "local"] = "full"  # see ops.info_nce
+    token_mean: Literal["process", "global"] = "process"  # see train.objectives.Captioning
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,18 @@ class TrainOptions:
     """What a user sets for one stage, on the command line or in Python; None leaves the preset's value."""
 
     data: Path
-    """Data folder in CLEVR-Change's layout."""
+    """Folder of a data set, or a .csv, .tsv or .jsonl table of pairs."""
     out: Path
     """Run folder to make: config.json, log.jsonl, model.safetensors, metrics.json."""
+    dataset: Literal["auto", "clevr", "spot", "ier", "birds", "table", "folder"] = "auto"
+    """What --data holds; auto recognises it."""
+    images: Path | None = None
+    """Folder of the images, where they do not lie beside the annotations."""
+    empty: Literal["drop", "keep"] = "drop"
+    """Empty sentences, of which Spot-the-Diff has 66: left out, or kept as captions as in the official code."""
     preset: str | None = None
-    """Recipe: clevr (the official one, for CLIP weights) or tiny (from scratch). By default that of the run given with --init."""
+    """Recipe: clevr, spot, ier, birds (official ones, for CLIP weights) or tiny (from scratch). By default that of the run given with --init,
+    else the data set's own."""
     init: str | None = None
     """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
     intra_layers: int | None = None
@@ -171,15 +182,32 @@ class TrainOptions:
     steps: int | None = None
     """Train for so many steps instead."""
     batch_size: int | None = None
-    """Samples a step: sentences in adaptation, scenes in fine-tuning."""
+    """Samples a step, of all processes together: sentences in adaptation, scenes in fine-tuning."""
+    accumulate: int | None = None
+    """Forward and backward passes that make up a step."""
+    lr: float | None = None
+    """Rate of the new parameters."""
+    coef_lr: float | None = None
+    """CLIP's own parameters train at lr * coef_lr. The official 0.001 belongs to fp16-official; with bf16, fp16 or fp32 try 0.03."""
+    freeze_layers: int | None = None
+    """-1 freezes nothing, 0 the patch stem and the tables, k also the first k blocks of both towers."""
     max_words: int | None = None
     """Longest caption in tokens, start and end included."""
     seed: int | None = None
     """Seed of every draw: initialisation, order, captions, dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 products over fp32 masters, or fp32; auto is bf16 where the hardware has it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp16-official"] = "auto"
+    """bf16 or (with loss scaling, for GPUs before Ampere) fp16 products over fp32 masters, fp32, or the official fp16 weights; auto is what
+    the hardware has."""
+    select: Literal["val", "test", "last"] | None = None
+    """Which epoch is kept: the best on val, the best on test (the official protocol), or the last."""
+    gather_grad: Literal["full", "local"] | None = None
+    """Adaptation with several processes: the gradient of one process with the whole batch, or the official one, divided by their number."""
+    token_mean: Literal["process", "global"] | None = None
+    """Fine-tuning with several processes: the mean over each process's tokens (official), or over all."""
+    tensorboard: bool = False
+    """Also write losses, rates and scores for TensorBoard, into the run folder."""
     workers: int = 4
     """Threads that decode images."""
     overwrite: bool = False
@@ -207,7 +235,11 @@ _CLEVR_FINETUNE = Recipe(
     weight_decay=0.01,
     swap_distractor=0.0,
     seed=2021,
+    patience=10,
 )
+# The official scripts for Spot-the-Diff; its captioner's stage trains the tied word table.
+_SPOT_ADAPT = dataclasses.replace(_CLEVR_ADAPT, epochs=20)
+_SPOT_FINETUNE = dataclasses.replace(_CLEVR_FINETUNE, freeze_tokens=False, seed=42)
 _TINY_ADAPT = Recipe(
     epochs=1,
     steps=250,
@@ -230,6 +262,9 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("clevr", _CLEVR_ADAPT, _CLEVR_FINETUNE, about="the official CLEVR-Change recipe, for CLIP weights (give them with --init)"),
+        Preset("spot", _SPOT_ADAPT, _SPOT_FINETUNE, about="the official Spot-the-Diff recipe, for CLIP weights"),
+        Preset("ier", _SPOT_ADAPT, _SPOT_FINETUNE, about="Image-Editing-Request: no script was published, so Spot-the-Diff's recipe"),
+        Preset("birds", _SPOT_ADAPT, _SPOT_FINETUNE, about="Birds-to-Words: not in the paper, so Spot-the-Diff's recipe"),
         Preset(
             "tiny",
             _TINY_ADAPT,

@@ -1,5 +1,6 @@
 """Small data sets and models for tests."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -123,3 +124,94 @@ def with_aliases(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "decoder.classifier.cls.predictions.decoder.weight": state["clip.token_embedding.weight"],
         "decoder.embeddings.position_embeddings.weight": state["clip.positional_embedding"],
     }
+
+
+def noise_image(path: Path, seed: int = 0, size: tuple[int, int] = (14, 10)) -> Path:
+    """Noise of ``size`` (width, height) in the format of the path's extension."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def spot_tree(root: Path, splits: dict[str, list[tuple[str, list[str]]]], prefix: str = "", folder: str = "") -> Path:
+    """Spot-the-Diff: {split: [(img_id, sentences)]} into {prefix}{split}.json in ``folder`` of ``root``, images into resized_images/."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, entries in splits.items():
+        for number, _ in entries:
+            for tail in ("", "_2"):
+                noise_image(root / "resized_images" / f"{number}{tail}.png")
+        table = [{"img_id": number, "sentences": sentences} for number, sentences in entries]
+        (root / folder / f"{prefix}{split}.json").write_text(json.dumps(table))
+    return root
+
+
+def ier_tree(root: Path, splits: dict[str, list[tuple[str, str, str, list[str]]]], folder: str = "") -> Path:
+    """Image-Editing-Request: {split: [(uid, before, after, sentences)]} into {split}.json in ``folder``, images into images/ of ``root``."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, entries in splits.items():
+        for _, *names, _ in entries:
+            for name in names:
+                noise_image(root / "images" / name)
+        table = [{"uid": uid, "img0": before, "img1": after, "sents": sentences} for uid, before, after, sentences in entries]
+        (root / folder / f"{split}.json").write_text(json.dumps(table))
+    return root
+
+
+def birds_tree(root: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    """Birds-to-Words: (photo, photo, split, description) rows into its .tsv, photographs as images/{photo}.jpg."""
+    fields = [f"img{side}{field}" for side in (1, 2) for field in ("ObservationURL", "ImgURL", "Species", "Selection")]
+    lines = ["\t".join([*fields, "split", "annN", "description"])]
+    for i, (*photos, split, description) in enumerate(rows):
+        sides = []
+        for photo in photos:
+            noise_image(root / "images" / f"{photo}.jpg")
+            url = f"https://static.inaturalist.org/photos/{photo}/large.jpg?14{i}"
+            sides += [f"http://www.inaturalist.org/observations/{i}", url, "Passer domesticus", "visual"]
+        lines.append("\t".join([*sides, split, "1", description]))
+    (root / "birds-to-words-v1.0.tsv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def table_file(path: Path, rows: list[dict], images: tuple[str, ...] = ("before", "after", "distractor")) -> Path:
+    """A .csv, .tsv or .jsonl of ``rows``, its columns those of the first, with the images that ``images`` fields name beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        for field in images:
+            if row.get(field):
+                noise_image(path.parent / row[field])
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pair_folder(root: Path, captions: dict[str, list[str]], extension: str = "png") -> Path:
+    """A folder of pairs: {id}.png, {id}_2.png and captions.json."""
+    for number in captions:
+        for tail in ("", "_2"):
+            noise_image(root / f"{number}{tail}.{extension}")
+    (root / "captions.json").write_text(json.dumps(captions))
+    return root
+
+
+DROP_IN = ModelConfig(
+    image_size=64, patch_size=32, vision_width=64, vision_layers=3, intra_layers=2, embed_dim=64, text_layers=1, context_length=40
+)
+
+
+def clip_file(path: Path, config: ModelConfig = DROP_IN, seed: int = 0) -> Path:
+    """A CLIP in OpenAI's layout with CLIP's whole vocabulary, small enough to train in a test."""
+    torch.save({key.removeprefix("clip."): value for key, value in official_state(config, "clip", seed).items()}, path)
+    return path
+
+
+def decoder_folder(path: Path, dropout: float, layers: int = 3) -> Path:
+    """An official ``decoder_config.json``, what ``--decoder_model`` names."""
+    path.mkdir(parents=True)
+    values = {"num_decoder_layers": layers, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "hidden_act": "gelu"}
+    (path / "decoder_config.json").write_text(json.dumps(values))
+    return path

@@ -92,26 +92,47 @@ def pad(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 class PairLoader:
-    """Batches of an epoch, decoded by ``workers`` threads (Pillow frees the interpreter lock) one batch ahead of the training step."""
+    """Batches of an epoch, decoded by ``workers`` threads (Pillow frees the interpreter lock) one batch ahead of the training step.
+
+    ``recipe.batch_size`` samples make an optimiser's step: ``recipe.accumulate`` batches, each shared out among ``size`` processes, of
+    which this one is number ``rank``. The samples of a step are the same whatever the number of processes.
+    """
 
     def __init__(
-        self, stage: str, records: Sequence[PairRecord], tokenizer: Tokenizer, images: ImageStore, recipe: Recipe, workers: int = 4
+        self,
+        stage: str,
+        records: Sequence[PairRecord],
+        tokenizer: Tokenizer,
+        images: ImageStore,
+        recipe: Recipe,
+        workers: int = 4,
+        rank: int = 0,
+        size: int = 1,
     ):
-        self.stage, self.tokenizer, self.images, self.recipe, self.workers = stage, tokenizer, images, recipe, workers
+        self.rank, self.stage, self.tokenizer, self.images, self.recipe, self.workers = rank, stage, tokenizer, images, recipe, workers
         self.samples: Sequence = adaptation_samples(records) if stage == "adapt" else list(records)
         self._draw: Callable = draw_adaptation if stage == "adapt" else draw_captioning
         if len({len(record.images) for record in records}) > 1:
             raise FastidcError("some scenes have a distractor and some have none; a data set must have it for all or for none.")
-        self.steps = len(self.samples) // recipe.batch_size  # an epoch's incomplete last batch is left out, as officially
+        if recipe.batch_size % (recipe.accumulate * size):
+            raise FastidcError(
+                f"a batch of {recipe.batch_size} cannot be shared out evenly: {size} processes times {recipe.accumulate} accumulated passes "
+                f"need a multiple of {recipe.accumulate * size}."
+            )
+        self.batch_size = recipe.batch_size // (recipe.accumulate * size)  # of this process
+        self.together = self.batch_size * size
+        self.batches = len(self.samples) // self.together  # an epoch's incomplete last batch is left out, as officially
+        self.steps = self.batches // recipe.accumulate
         if not self.steps:
             raise FastidcError(
-                f"the training split has {len(self.samples)} samples, fewer than one batch of {recipe.batch_size}; lower --batch-size."
+                f"the training split has {len(self.samples)} samples, fewer than one batch of {recipe.batch_size}; lower the batch size."
             )
 
     def epoch(self, epoch: int) -> Iterator[PairBatch]:
-        """The batches of one epoch, ``self.steps`` of them."""
-        order, size = epoch_order(len(self.samples), self.recipe.seed, epoch), self.recipe.batch_size
-        chunks = [order[i * size : (i + 1) * size] for i in range(self.steps)]
+        """This process's batches of one epoch, ``self.batches`` of them."""
+        order, first = epoch_order(len(self.samples), self.recipe.seed, epoch), self.rank * self.batch_size
+        starts = [i * self.together + first for i in range(self.batches)]
+        chunks = [order[start : start + self.batch_size] for start in starts]
 
         def draw(chunk: np.ndarray) -> list[Sample]:
             return [self._draw(self.samples[i], self.recipe, epoch) for i in chunk]

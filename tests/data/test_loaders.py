@@ -152,7 +152,7 @@ def test_evaluation_order_is_the_files(records):
 
 
 def test_refusals(records):
-    with pytest.raises(FastidcError, match="the training split has 10 samples, fewer than one batch of 16; lower --batch-size"):
+    with pytest.raises(FastidcError, match="the training split has 10 samples, fewer than one batch of 16; lower the batch size"):
         PairLoader("finetune", records["train"], Tokenizer(), ImageStore(16), dataclasses.replace(RECIPE, batch_size=16))
     mixed = [records["train"][0], dataclasses.replace(records["train"][1], distractor=None)]
     with pytest.raises(FastidcError, match="some scenes have a distractor and some have none"):

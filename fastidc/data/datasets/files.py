@@ -1,0 +1,77 @@
+"""Looking images up: every folder is listed once, however many images are asked for."""
+
+import os
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from fastidc.errors import FastidcError
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Lower-case file extensions, dot included, of the formats that Pillow reads."""
+    from PIL import Image
+
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in extensions()
+
+
+class Files:
+    """What lies in folders. A folder that is absent is an empty one."""
+
+    def __init__(self):
+        self._names: dict[str, frozenset[str]] = {}  # by text: hashing a Path costs more than the look-up
+        self._stems: dict[Path, dict[str, list[str]]] = {}
+
+    def names(self, folder: str | Path) -> frozenset[str]:
+        key = os.fspath(folder)
+        if key not in self._names:
+            try:
+                self._names[key] = frozenset(os.listdir(key))
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[key] = frozenset()
+            except OSError as error:
+                raise FastidcError(f"{key}: the folder cannot be listed ({error.strerror}); see to its permissions.") from None
+        return self._names[key]
+
+    def stems(self, folder: Path) -> dict[str, list[str]]:
+        """Name without extension -> image files of that name, sorted."""
+        if folder not in self._stems:
+            table: dict[str, list[str]] = {}
+            for name in sorted(filter(is_image, self.names(folder))):
+                table.setdefault(os.path.splitext(name)[0], []).append(name)
+            self._stems[folder] = table
+        return self._stems[folder]
+
+    def by_stem(self, folder: Path, stem: str, where: str) -> Path | None:
+        """The one image of that name in whatever format, None if there is none; FastidcError where there are several."""
+        same = self.stems(folder).get(stem, [])
+        if len(same) > 1:
+            raise FastidcError(f"{where}: both {' and '.join(same)} lie in {folder}, and either may be meant; keep one of them.")
+        return folder / same[0] if same else None
+
+    def image(self, folder: Path, name: str, where: str, other_extension: bool = True) -> Path:
+        """The file ``name`` of ``folder``; failing it, the one image of the same name with another (case of the) extension."""
+        path = folder / name
+        parent, last = os.path.split(os.fspath(path))
+        if last in self.names(parent):
+            return path
+        found = self.by_stem(path.parent, path.stem, where) if other_extension else None
+        if found is None:
+            raise FastidcError(f"{path}: image is missing, but {where} names it; put it there, or name the folder of images with --images.")
+        return found
+
+
+def image_folder(files: Files, images: Path | None, folders: Iterable[Path], stem: str | None) -> Path:
+    """Where a data set's images lie: ``images`` if given, else the first of ``folders`` that has an image called ``stem``.
+
+    If none has, the first that exists: the error about the missing image then names a likely place.
+    """
+    if images is not None:
+        return images
+    present = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    return next((folder for folder in present if stem in files.stems(folder)), present[0])
