@@ -8,6 +8,7 @@ from torch import Tensor
 from fastidc.data.images import ImageStore
 from fastidc.data.loaders import in_order, pad
 from fastidc.data.records import PairRecord
+from fastidc.evaluate.retrieval import unique_sentences
 from fastidc.tokenizer import Tokenizer
 
 
@@ -48,19 +49,23 @@ def predict_captions(
 
 
 @torch.no_grad()
-def embed_split(
-    model, tokenizer: Tokenizer, records: Sequence[PairRecord], images: ImageStore, *, max_words: int, batch_size: int = 64, bar=None
-) -> tuple[Tensor, Tensor]:
-    """similarity [T, P] fp32 of every change sentence with every (before, after) pair, and text_to_pair [T] int64.
+def embed_pairs(model, records: Sequence[PairRecord], images: ImageStore, *, batch_size: int = 64, bar=None) -> Tensor:
+    """[P, E] fp32 on the CPU, the embedding of every (before, after). The model must be in evaluation mode."""
+    parts = [embedding[:, 0].float().cpu() for _, embedding, _ in _encoded(model, records, images, batch_size, bar, False)]
+    return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim)
 
-    Equal sentences are encoded once, so their scores tie exactly.
-    """
+
+@torch.no_grad()
+def embed_sentences(model, tokenizer: Tokenizer, sentences: Sequence[str], *, max_words: int, batch_size: int = 512) -> Tensor:
+    """[T, E] fp32 on the CPU. Give each sentence once, so that equal ones have equal scores."""
     device = next(model.parameters()).device
-    pairs = torch.cat([embedding[:, 0].float() for _, embedding, _ in _encoded(model, records, images, batch_size, bar, False)])
-    sentences = [caption for record in records for caption in record.captions]
-    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(sentences))}
-    ids = [tokenizer.text(caption, max_words) for caption in distinct]
-    text = torch.cat([model.encode_text(pad(ids[i : i + 512]).to(device)).float() for i in range(0, len(ids), 512)])
-    similarity = model.similarity(text, pairs)[torch.tensor([distinct[caption] for caption in sentences], device=device)]
-    text_to_pair = torch.tensor([row for row, record in enumerate(records) for _ in record.captions])
-    return similarity.cpu(), text_to_pair
+    ids = [tokenizer.text(sentence, max_words) for sentence in sentences]
+    parts = [model.encode_text(pad(ids[i : i + batch_size]).to(device)).float().cpu() for i in range(0, len(ids), batch_size)]
+    return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim)
+
+
+def sentences_of(records: Sequence[PairRecord]) -> tuple[list[str], Tensor, Tensor]:
+    """The distinct change sentences of ``records`` [U], and for each of their T sentences its row among them and its pair (int64 [T])."""
+    distinct, rows = unique_sentences(caption for record in records for caption in record.captions)
+    owner = torch.tensor([row for row, record in enumerate(records) for _ in record.captions])
+    return distinct, torch.from_numpy(rows), owner

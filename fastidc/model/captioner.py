@@ -88,14 +88,14 @@ class Captioner(nn.Module):
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
         """tokens [B, M, E] -> the output of every encoder layer: decoder layer i attends to encoder layer i."""
-        memory = [residual_stream(tokens)]
+        memory = [residual_stream(tokens, self.head.weight.dtype)]
         for layer in self.encoder:
             memory.append(layer(memory[-1]))
         return memory[1:]
 
     def embed(self, ids: Tensor, words: Tensor, positions: Tensor) -> Tensor:
         """ids [B, T] int, words [V, E], positions [T, E] -> [B, T, E]"""
-        return self.dropout(self.embed_norm(residual_stream(F.embedding(ids.long(), words) + positions)))
+        return self.dropout(self.embed_norm(residual_stream(F.embedding(ids.long(), words) + positions, self.head.weight.dtype)))
 
     def decode(self, ids: Tensor, memory: list[Tensor], words: Tensor, positions: Tensor) -> Tensor:
         """ids [B*R, T] int, R captions of each of the B pairs in memory -> [B*R, T, E], ready for the product with the word table.

@@ -8,10 +8,10 @@ from fastidc import ops
 from fastidc.config import CLIP_MEAN, CLIP_STD
 
 
-def residual_stream(x: Tensor) -> Tensor:
-    """x in the dtype that autocast computes in: the residual stream of a block stack is kept in it, not in fp32."""
+def residual_stream(x: Tensor, weights: torch.dtype) -> Tensor:
+    """x in the dtype that autocast computes in, else in that of the block stack's weights: its residual stream is kept in it."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights)
 
 
 def take_rows(x: Tensor, rows: list[int]) -> Tensor:
@@ -120,10 +120,10 @@ class PatchEmbed(nn.Module):
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"images must be [N, 3, {self.image_size}, {self.image_size}], got {list(images.shape)}.")
         if not images.dtype.is_floating_point:
-            images = (images.to(self.weight.dtype) / 255 - self.mean) / self.std
+            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
         size, side = self.patch_size, self.image_size // self.patch_size
         patches = images.unflatten(3, (side, size)).unflatten(2, (side, size))  # [N, 3, side, size, side, size]
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), side * side, -1)  # [N, n, 3*P*P]
-        x = F.linear(patches, self.weight.flatten(1))
+        x = F.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
         x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.position.to(x.dtype)
-        return self.norm(residual_stream(x))
+        return self.norm(residual_stream(x, self.weight.dtype))

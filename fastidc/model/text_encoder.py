@@ -26,7 +26,8 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, L] int, padded with anything after the end token, the largest id -> [B, E], not normalised."""
         ids = ids.long()
-        x = residual_stream(F.embedding(ids, self.token_embedding) + self.position[: ids.shape[1]])
+        dtype = self.projection.dtype  # half where the tower's weights are: both tables are fp32 then, and rounded before they are added
+        x = residual_stream(F.embedding(ids, self.token_embedding).to(dtype) + self.position[: ids.shape[1]].to(dtype), dtype)
         for block in self.blocks:
             x = block(x)
         end = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]

@@ -27,11 +27,16 @@ def bert_adam(
 
     Adam without bias correction, u = m / (sqrt(v) + eps), decoupled decay inside the update, p -= lr (u + weight_decay p)
     (clip4idc.md 5.1). All four sequences have the same length and shapes; ``lr`` is the scheduled rate of this step.
+
+    A parameter's gradient and moments have its dtype. In fp16 every intermediate is rounded to fp16, in the official order: v, eps and
+    lr * u underflow there, and what comes out is another optimiser (clip4idc.md 5.4), reproduced on purpose.
     """
-    if not params:
-        return
-    run = op(lambda: Spec("bert_adam", params[0].device.type, params[0].dtype, False), backend)
-    run(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm)
+    for dtype in dict.fromkeys(p.dtype for p in params):
+        tensors = [
+            [t for t, p in zip(part, params, strict=True) if p.dtype == dtype] for part in (params, grads, first_moments, second_moments)
+        ]
+        run = op(lambda dtype=dtype: Spec("bert_adam", params[0].device.type, dtype, False), backend)
+        run(*tensors, lr, betas, eps, weight_decay, max_norm)
 
 
 def _foreach(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:
@@ -41,6 +46,8 @@ def _foreach(params, grads, first_moments, second_moments, lr, betas, eps, weigh
     torch._foreach_mul_(scales, max_norm)
     torch._foreach_clamp_max_(scales, 1.0)
     torch._foreach_mul_(grads, scales)
+    if params[0].dtype.itemsize < 4:
+        return _foreach_half(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay)
     torch._foreach_lerp_(first_moments, grads, 1 - betas[0])
     torch._foreach_mul_(second_moments, betas[1])
     torch._foreach_addcmul_(second_moments, grads, grads, 1 - betas[1])
@@ -51,6 +58,23 @@ def _foreach(params, grads, first_moments, second_moments, lr, betas, eps, weigh
     if weight_decay > 0:
         torch._foreach_add_(update, params, alpha=weight_decay)
     torch._foreach_add_(params, update, alpha=-lr)
+
+
+def _foreach_half(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay) -> None:
+    """The official sequence of operations, each result rounded to fp16, factors not.
+
+    Written with out-of-place products alone: in-place ones and ``alpha`` round the factor itself to fp16 on a CPU (1e-7 becomes 1.19e-7).
+    1 / eps, which the other path multiplies by, is infinite in fp16.
+    """
+    torch._foreach_copy_(first_moments, torch._foreach_mul(first_moments, betas[0]))
+    torch._foreach_add_(first_moments, torch._foreach_mul(grads, 1 - betas[0]))
+    torch._foreach_copy_(second_moments, torch._foreach_mul(second_moments, betas[1]))
+    torch._foreach_addcmul_(second_moments, grads, grads, 1 - betas[1])
+    denominator = torch._foreach_add(torch._foreach_sqrt(second_moments), eps)
+    update = torch._foreach_div(first_moments, denominator)
+    if weight_decay > 0:
+        torch._foreach_add_(update, torch._foreach_mul(params, weight_decay))
+    torch._foreach_sub_(params, torch._foreach_mul(update, lr))
 
 
 def _reference(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:

@@ -3,30 +3,24 @@
 import ctypes
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch, PairLoader
+from fastidc.data.random import generator
 from fastidc.errors import FastidcError
+from fastidc.train.distributed import ALONE, World
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """ "auto" -> "bf16" where the device multiplies it in hardware, else "fp32"; an explicit name is kept."""
-    if name not in ("auto", "bf16", "fp32"):
-        raise FastidcError(f"unknown precision {name!r}; choose one of auto, bf16, fp32.")
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    amx, avx = (getattr(torch.cpu, probe, lambda: False) for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return "bf16" if amx() or avx() else "fp32"
+from fastidc.train.precision import Precision
+from fastidc.train.scalars import Scalars
 
 
 def keep_freed_memory() -> None:
@@ -43,29 +37,55 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def autocast(device: torch.device, precision: str):
-    """The context in which a model runs: bf16 products over fp32 masters, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+@dataclass(frozen=True)
+class Step:
+    """What is known after an optimiser's step; tensors are still on the device."""
+
+    number: int  # from 1
+    epoch: int  # from 0
+    passed: int  # batches of this epoch that are behind, from 1
+    lrs: list[float]
+    loss: Tensor  # of this process; the mean over the batches that made up the step
+    grad_norm: Tensor  # before clipping
+    pairs: int  # of all processes
 
 
-def training_step(
-    model, batch: PairBatch, objectives: Sequence[Objective], optimizer: Optimizer, device: torch.device, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Forward, backward, update. Returns the loss and the gradient norm before clipping, still on the device."""
-    with autocast(device, precision):
-        losses = model(batch, objectives)
-        loss = torch.stack([objective.weight * losses[objective.name] for objective in objectives]).sum()
-    loss.backward()
-    return loss.detach(), optimizer.step()
+class Trainer:
+    """A model with its objectives and its optimiser, in one process or in each of many."""
+
+    def __init__(
+        self, model, objectives: Sequence[Objective], optimizer: Optimizer, world: World, device: torch.device, precision: Precision
+    ):
+        self.model, self.objectives, self.optimizer = model, objectives, optimizer
+        self.world, self.device, self.precision = world, device, precision
+        # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
+        self.wrapped = model if world.size == 1 else DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def step(self, batches: Sequence[PairBatch]) -> tuple[Tensor, Tensor]:
+        """Forward and backward of every batch, then one update by the mean of their losses. Returns that mean and the gradient norm before
+        clipping, still on the device."""
+        total = None
+        for i, batch in enumerate(batches):
+            waits = i + 1 < len(batches) and self.world.size > 1
+            with self.wrapped.no_sync() if waits else nullcontext():
+                with self.precision.autocast():
+                    losses = self.wrapped(batch.to(self.device), self.objectives)
+                    loss = torch.stack([o.weight * losses[o.name] for o in self.objectives]).sum() / len(batches)
+                self.optimizer.scaler.scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        return total, self.optimizer.step()
 
 
 class StepLog:
-    """One JSON line a step. Losses stay on the device until `flush`, so that logging makes no step wait."""
+    """One JSON line a step. Losses stay on the device until `flush`, so that logging makes no step wait.
 
-    def __init__(self, path: Path, flush_every: int = 50):
-        self._file = path.open("w", encoding="utf-8")
+    With several processes the losses are their mean and the first process writes; all call `add` and `flush` alike.
+    """
+
+    def __init__(self, path: Path, world: World = ALONE, *, flush_every: int = 50, append: bool = False, scalars: Scalars | None = None):
+        self._file = path.open("a" if append else "w", encoding="utf-8") if world.is_main else None
         self._waiting: list[tuple[dict, Tensor, Tensor]] = []
-        self._flush_every = flush_every
+        self._world, self._flush_every, self._scalars = world, flush_every, scalars
         self.loss = math.nan
 
     def add(self, facts: dict, loss: Tensor, grad_norm: Tensor) -> None:
@@ -75,62 +95,73 @@ class StepLog:
 
     def flush(self) -> None:
         """Writes what waits; FastidcError at the first loss that is not finite."""
-        bad = self._write()
+        bad = self._write(together=True)
         if bad is not None:
             raise FastidcError(
                 f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate."
             )
 
-    def _write(self) -> int | None:
+    def _write(self, together: bool) -> int | None:
         """Writes what waits; returns the first step that is not finite."""
         if not self._waiting:
             return None
-        values = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm in self._waiting]).tolist()
+        losses = torch.stack([loss.float() for _, loss, _ in self._waiting])
+        norms = torch.stack([norm.float() for _, _, norm in self._waiting])
+        losses = self._world.mean(losses) if together else losses
         bad = None
-        for (facts, _, _), (loss, norm) in zip(self._waiting, values, strict=True):
-            finite = math.isfinite(loss) and math.isfinite(norm)
+        for (facts, _, _), loss, norm in zip(self._waiting, losses.tolist(), norms.tolist(), strict=True):
+            skipped = (
+                math.isfinite(loss) and not math.isfinite(norm) and facts.get("scaled", False)
+            )  # the scaler's way: it halves its factor
+            finite = math.isfinite(loss) and (math.isfinite(norm) or skipped)
             bad = bad or (None if finite else facts["step"])
             row = {**facts, "loss": loss if math.isfinite(loss) else None, "grad_norm": norm if math.isfinite(norm) else None}
-            self._file.write(json.dumps(row) + "\n")
+            if self._file is not None:
+                self._file.write(json.dumps(row) + "\n")
+            if self._scalars is not None and finite:
+                self._scalars.add({"loss": loss, "grad_norm": norm, "lr": max(facts["lr"])}, facts["step"], "train")
             self.loss = loss
-        self._file.flush()
+        if self._file is not None:
+            self._file.flush()
         self._waiting.clear()
         return bad
 
     def close(self) -> None:
         """Also after an interrupt: every step that ran is in the file."""
-        self._write()
-        self._file.close()
+        self._write(together=False)
+        if self._file is not None:
+            self._file.close()
 
 
 def fit(
-    model,
+    trainer: Trainer,
     loader: PairLoader,
-    objectives: Sequence[Objective],
-    optimizer: Optimizer,
+    recipe: Recipe,
     *,
     total_steps: int,
-    device: torch.device,
-    precision: str,
-    log: StepLog,
-    bar,
-    after_epoch: Callable[[int], None],
+    first_epoch: int = 0,
+    on_step: Callable[[Step], None],
+    on_epoch: Callable[[int], bool],
 ) -> None:
-    """Trains for ``total_steps``; ``after_epoch(epoch)`` follows every epoch that trained, the last one even if it was cut short."""
-    step, epoch, started = 0, 0, time.perf_counter()
-    while step < total_steps:
-        model.train()
-        for batch in loader.epoch(epoch):
+    """Trains until the optimiser has made ``total_steps``; ``on_epoch(epoch)`` follows every epoch that trained, also the last one if it
+    was cut short, and ends training by returning True. Batches of an epoch that do not fill a step are left out, as officially."""
+    optimizer, epoch = trainer.optimizer, first_epoch
+    while optimizer.steps < total_steps:
+        trainer.model.train()
+        # Dropout is a function of the seed, the epoch and the process, so a run that resumes at an epoch draws what it would have drawn.
+        torch.manual_seed(int(generator(recipe.seed, "dropout", epoch, trainer.world.rank).integers(2**63)))
+        batches: list[PairBatch] = []
+        for passed, batch in enumerate(loader.epoch(epoch), start=1):
+            batches.append(batch)
+            if len(batches) < recipe.accumulate:
+                continue
             lrs = optimizer.lrs
-            pairs = batch.images.shape[0] * (batch.images.shape[1] - 1)
-            loss, norm = training_step(model, batch.to(device), objectives, optimizer, device, precision)
-            step += 1
-            log.add({"step": step, "epoch": epoch, "lr": lrs, "seconds": round(time.perf_counter() - started, 3)}, loss, norm)
-            bar.update(pairs)
-            if device.type == "cpu" or step % 50 == 0:
-                bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
-            if step == total_steps:
+            loss, norm = trainer.step(batches)
+            pairs = sum(b.images.shape[0] * (b.images.shape[1] - 1) for b in batches) * trainer.world.size
+            batches = []
+            on_step(Step(optimizer.steps, epoch, passed, lrs, loss, norm, pairs))
+            if optimizer.steps == total_steps:
                 break
-        log.flush()
-        after_epoch(epoch)
+        if on_epoch(epoch):
+            return
         epoch += 1

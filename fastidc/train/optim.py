@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastidc import ops
 from fastidc.config import Recipe
+from fastidc.errors import FastidcError
 
 Stage = Literal["adapt", "finetune"]
 MAX_LOGIT_SCALE = math.log(100)
@@ -108,59 +109,50 @@ class BertAdam(torch.optim.Optimizer):
             )
 
 
-class MuonAdamW:
-    """Muon for the matrices of the blocks, AdamW for tables, projections, norms and biases; rates mean the same in both.
+def build_optimizers(groups: list[dict], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The optimisers that share ``groups``: one, or with "muon" two.
 
-    Muon orthogonalises each matrix's momentum (torch.optim.Muon, scaled to AdamW's update size): from random initialisation it needs
-    far fewer samples, which is what a demo on two cores has little of.
+    "muon" is Muon for the matrices of the blocks and AdamW for tables, projections, norms and biases; rates mean the same in both. Muon
+    orthogonalises each matrix's momentum (torch.optim.Muon, scaled to AdamW's update size): from random initialisation it needs far fewer
+    samples, which is what a demo on two cores has little of.
     """
+    adamw = {"betas": recipe.betas, "eps": recipe.eps, "fused": True}
+    if recipe.optimizer == "bert_adam":
+        return [BertAdam(groups, betas=recipe.betas, eps=recipe.eps, clip_norm=recipe.clip_norm)]
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(groups, **adamw)]
 
-    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float):
-        def is_block_matrix(name: str, p: Tensor) -> bool:
-            return p.dim() == 2 and re.search(r"\.(blocks|encoder|decoder)\.\d+\.", name) is not None
+    def is_block_matrix(name: str, p: Tensor) -> bool:
+        return p.dim() == 2 and re.search(r"\.(blocks|encoder|decoder)\.\d+\.", name) is not None
 
-        self.param_groups: list[dict] = []
-        self.inner: list[torch.optim.Optimizer] = []
+    def part(muon: bool) -> list[dict]:
+        parts = []
         for group in groups:
-            named = list(zip(group["names"], group["params"], strict=True))
-            for muon in (True, False):
-                params = [p for name, p in named if is_block_matrix(name, p) == muon]
-                if not params:
-                    continue
-                options = {"lr": group["lr"], "weight_decay": group["weight_decay"]}
-                if muon:
-                    optimizer = torch.optim.Muon(params, **options, adjust_lr_fn="match_rms_adamw")
-                else:
-                    optimizer = torch.optim.AdamW(params, **options, betas=betas, eps=eps, fused=True)
-                self.inner.append(optimizer)
-                self.param_groups += optimizer.param_groups
+            named = [(n, p) for n, p in zip(group["names"], group["params"], strict=True) if is_block_matrix(n, p) == muon]
+            if named:
+                parts.append({**group, "names": [n for n, _ in named], "params": [p for _, p in named]})
+        return parts
 
-    def step(self) -> None:
-        for optimizer in self.inner:
-            optimizer.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for optimizer in self.inner:
-            optimizer.zero_grad(set_to_none=set_to_none)
+    matrices, rest = part(True), part(False)
+    return [
+        *([torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else []),
+        *([torch.optim.AdamW(rest, **adamw)] if rest else []),
+    ]
 
 
 class Optimizer:
     """One training step after the backward: global clip, scheduled rates, update, clamp of the temperature."""
 
-    def __init__(self, model: nn.Module, stage: Stage, recipe: Recipe, total_steps: float):
+    def __init__(self, model: nn.Module, stage: Stage, recipe: Recipe, total_steps: float, scaler: torch.amp.GradScaler | None = None):
         self.model, self.recipe = model, recipe
         groups = parameter_groups(model, stage, recipe)
         self.parameters = [p for group in groups for p in group["params"]]
         self.factor = schedule(recipe, total_steps)
         self.steps = 0
-        if recipe.optimizer == "bert_adam":
-            self.inner: torch.optim.Optimizer = BertAdam(groups, betas=recipe.betas, eps=recipe.eps, clip_norm=recipe.clip_norm)
-        elif recipe.optimizer == "muon":
-            self.inner = MuonAdamW(groups, betas=recipe.betas, eps=recipe.eps)
-        else:
-            self.inner = torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True)
-
-        self.base_lrs = [group["lr"] for group in self.inner.param_groups]
+        self.inner = build_optimizers(groups, recipe)
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.param_groups = [group for inner in self.inner for group in inner.param_groups]
+        self.base_lrs = [group["lr"] for group in self.param_groups]
 
     @property
     def lrs(self) -> list[float]:
@@ -168,13 +160,42 @@ class Optimizer:
         return [lr * self.factor(self.steps) for lr in self.base_lrs]
 
     def step(self) -> Tensor:
-        """Updates from the gradients that are there and clears them; returns the global gradient norm before clipping."""
+        """Updates from the gradients that are there and clears them; returns the global gradient norm before clipping.
+
+        With a loss scaler that finds a gradient that is not finite the update is left out, and the norm says so.
+        """
+        for inner in self.inner:
+            self.scaler.unscale_(inner)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
-        for group, lr in zip(self.inner.param_groups, self.lrs, strict=True):
+        for group, lr in zip(self.param_groups, self.lrs, strict=True):
             group["lr"] = lr
-        self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
+        for inner in self.inner:
+            self.scaler.step(inner)
+            inner.zero_grad(set_to_none=True)
+        self.scaler.update()
         self.steps += 1
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         return norm
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on besides weights and gradients; tensors, numbers and names only."""
+        return {"steps": self.steps, "inner": [inner.state_dict() for inner in self.inner], "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict, source: str) -> None:
+        """Undoes `state_dict`; FastidcError naming ``source`` where it belongs to other parameters or to another optimiser."""
+        try:
+            theirs = [[list(group["names"]) for group in inner["param_groups"]] for inner in state["inner"]]
+            if theirs != [[list(group["names"]) for group in inner.param_groups] for inner in self.inner]:
+                raise FastidcError(
+                    f"{source}: its parameters are grouped otherwise than this run's; resume with the same task, optimiser, rates and freezing."
+                )
+            for inner, saved in zip(self.inner, state["inner"], strict=True):
+                inner.load_state_dict(saved)
+            self.scaler.load_state_dict(state["scaler"])
+            self.steps = state["steps"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, FastidcError):
+                raise
+            raise FastidcError(f"{source}: not the optimiser's state of a fastidc run ({type(error).__name__}: {error}).") from None
+        self.param_groups = [group for inner in self.inner for group in inner.param_groups]

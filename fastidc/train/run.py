@@ -1,51 +1,56 @@
 """`fastidc adapt` and `fastidc finetune`: from a data folder and an initialisation to a finished run folder."""
 
 import dataclasses
+import math
 import shutil
+import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from fastidc import checkpoint
-from fastidc.config import ModelConfig, Preset, Recipe, TrainOptions, preset
+from fastidc.config import PRESETS, ModelConfig, Preset, Recipe, TrainOptions, preset
 from fastidc.data.images import ImageStore
-from fastidc.data.loaders import PairLoader, check_images
-from fastidc.data.records import PairRecord, all_captions, load_records
+from fastidc.data.loaders import check_images
+from fastidc.data.records import PairRecord, all_captions, load_records, recognise
 from fastidc.errors import FastidcError
 from fastidc.evaluate.coco import write_references, write_results
-from fastidc.evaluate.predict import embed_split, predict_captions, references_of
-from fastidc.evaluate.retrieval import retrieval_metrics
+from fastidc.evaluate.predict import references_of
 from fastidc.files import write_json
 from fastidc.model.clip4idc import CLIP4IDC
-from fastidc.tokenizer import Tokenizer, vocabulary_of
-from fastidc.train.engine import StepLog, autocast, choose_precision, fit, keep_freed_memory
-from fastidc.train.objectives import STAGES
-from fastidc.train.optim import Optimizer, Stage
+from fastidc.tokenizer import vocabulary_of
+from fastidc.train.distributed import World, processes
+from fastidc.train.engine import Step, StepLog, fit
+from fastidc.train.optim import Stage
+from fastidc.train.precision import choose_precision
+from fastidc.train.scalars import Scalars, check_tensorboard
+from fastidc.train.session import Session
+
+# Fields of `TrainOptions` that replace a field of the recipe.
+_RECIPE_OPTIONS = (
+    "epochs", "steps", "batch_size", "accumulate", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean",
+)  # fmt: skip
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is a device; FastidcError where the named one is absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise FastidcError(f"unknown device {name!r}; choose one of auto, cpu, cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FastidcError("device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
-    return torch.device(name)
-
-
-def resolve(stage: Stage, options: TrainOptions) -> tuple[Preset, Recipe]:
-    """The preset (an initial run's own by default) and its recipe with the user's values in it."""
+def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, Recipe]:
+    """The preset (by default that of the initial run, else of the data set) and its recipe with the user's values in it."""
     name = options.preset
     if name is None and options.init is not None and (Path(options.init) / checkpoint.CONFIG_FILE).is_file():
         name = checkpoint.read_config(options.init).get("preset")
-    chosen = preset(name or "clevr")
+    if name is None:
+        name = dataset if dataset in PRESETS else "spot"  # one's own pairs have no distractor either
+    chosen = preset(name)
     recipe = getattr(chosen, stage)
-    changes = {field: getattr(options, field) for field in ("epochs", "steps", "batch_size", "max_words", "seed")}
-    for field in ("epochs", "steps", "batch_size"):
+    changes = {field: getattr(options, field) for field in _RECIPE_OPTIONS}
+    for field in ("epochs", "steps", "batch_size", "accumulate"):
         if changes[field] is not None and changes[field] < 1:
             raise FastidcError(f"--{field.replace('_', '-')} must be at least 1, got {changes[field]}.")
+    for field in ("lr", "coef_lr"):
+        if changes[field] is not None and not 0 <= changes[field] < math.inf:
+            raise FastidcError(f"--{field.replace('_', '-')} must be a number from 0, got {changes[field]}.")
+    if changes["freeze_layers"] is not None and changes["freeze_layers"] < -1:
+        raise FastidcError(f"--freeze-layers must be -1 (nothing), 0 (the stem and the tables) or more, got {changes['freeze_layers']}.")
     if changes["max_words"] is not None and changes["max_words"] < 3:
         raise FastidcError(f"--max-words must be at least 3 (start, a word, end), got {changes['max_words']}.")
     if changes["seed"] is not None and not 0 <= changes["seed"] < 2**63:
@@ -100,14 +105,24 @@ def _prepare_folder(out: Path, overwrite: bool) -> None:
 
 
 def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None) -> dict:
-    """Runs one stage. ``images`` may be shared by stages that read the same files at the same size. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also
-    hyp_test.json and references.json) and returns the metrics. Everything that can be wrong is checked before the folder is made."""
-    chosen, recipe = resolve(stage, options)
-    device = choose_device(options.device)
+    """Runs one stage, in this process or (under torchrun) in each of many. ``images`` may be shared by stages that read the same files at
+    the same size. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also hyp_test.json and
+    references.json) and returns the metrics. Everything that can be wrong is checked before the folder is made."""
+    with processes(options.device) as (world, device):
+        return _train(stage, options, images, world, device)
+
+
+def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world: World, device: torch.device) -> dict:
+    dataset = recognise(options.data) if options.dataset == "auto" else options.dataset
+    chosen, recipe = resolve(stage, options, dataset)
     precision = choose_precision(options.precision, device)
-    records = load_records(options.data)
+    say = tqdm.write if world.is_main else lambda text: None
+    records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say)
     if not records["train"]:
         raise FastidcError(f"{options.data}: the training split is empty.")
+    if recipe.select != "last" and not records[recipe.select]:
+        say(f"{options.data}: the {recipe.select} split is empty, so the last epoch is kept.")
+        recipe = dataclasses.replace(recipe, select="last")
     torch.manual_seed(recipe.seed)
     model = build_model(stage, options, chosen, records["train"])
     if recipe.max_words > model.config.context_length:
@@ -115,112 +130,119 @@ def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None)
         raise FastidcError(
             f"{source}: max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words."
         )
-    model = model.to(device)
-    tokenizer = Tokenizer.of(model.config)
-    images = images or ImageStore(model.config.image_size)
-    loader = PairLoader(stage, records["train"], tokenizer, images, recipe, options.workers)
-    check_images([record for split in records.values() for record in split], options.workers)
-    total_steps = recipe.steps or loader.steps * recipe.epochs
-    optimizer = Optimizer(model, stage, recipe, total_steps)
-    prepare_folder(options.out, options.overwrite)
-    if device.type == "cpu":
-        keep_freed_memory()
+    session = Session(
+        stage, recipe, model, records["train"], images or ImageStore(model.config.image_size), world, device, precision, options.workers
+    )
+    if chosen.model is None and (advice := precision.advice(recipe.lr * recipe.coef_lr)):
+        say(advice)
+    if options.tensorboard:
+        check_tensorboard()
+    world.on_main(lambda: check_images([record for split in records.values() for record in split], options.workers))
+    world.on_main(lambda: prepare_folder(options.out, options.overwrite))
+    return _Run(options, chosen, dataset, session, records).go()
 
-    facts = {
-        "stage": stage,
-        "preset": chosen.name,
-        "recipe": dataclasses.asdict(recipe),
-        "run": {
-            "data": str(options.data),
-            "init": options.init,
-            "device": device.type,
-            "precision": precision,
-            "steps": total_steps,
-            "torch": torch.__version__,
-        },
-    }
-    checkpoint.write_config(options.out, model.config, facts)
-    judge = Judge(stage, model, tokenizer, images, recipe, device, precision)
-    keep_best = recipe.select == "best" and bool(records["val"])
-    best: dict | None = None
 
-    def after_epoch(epoch: int) -> None:
-        nonlocal best
-        if not keep_best:
+class _Run:
+    """One stage with its folder: what is written when."""
+
+    def __init__(self, options: TrainOptions, chosen: Preset, dataset: str, session: Session, records: dict[str, list[PairRecord]]):
+        self.out, self.session, self.records, self.world = options.out, session, records, session.world
+        self.best: dict | None = None
+        self.stale = 0  # epochs in a row that were not the best so far
+        self.started = time.perf_counter()
+        self.facts = {
+            "stage": session.stage,
+            "preset": chosen.name,
+            "recipe": dataclasses.asdict(session.recipe),
+            "run": {
+                "data": str(options.data),
+                "dataset": dataset,
+                "init": options.init,
+                "device": session.device.type,
+                "precision": session.precision.name,
+                "processes": self.world.size,
+                "steps": session.total_steps,
+                "torch": torch.__version__,
+            },
+        }
+        self.scalars = Scalars(self.out / "tensorboard") if options.tensorboard and self.world.is_main else None
+
+    def go(self) -> dict:
+        session, out = self.session, self.out
+        if self.world.is_main:
+            checkpoint.write_config(out, session.model.config, self.facts)
+        self.log = StepLog(out / "log.jsonl", self.world, scalars=self.scalars)
+        total = session.total_steps * session.pairs_a_step
+        try:
+            with tqdm(total=total, desc=session.stage, unit="pair", smoothing=0.1, disable=not self.world.is_main) as self.bar:
+                fit(
+                    session.trainer,
+                    session.loader,
+                    session.recipe,
+                    total_steps=session.total_steps,
+                    on_step=self.on_step,
+                    on_epoch=self.on_epoch,
+                )
+        finally:
+            self.log.close()
+        if self.best is None:
+            self.save()
+        else:
+            session.model.load_weights(self.world.on_main(lambda: checkpoint.read(out).weights), str(out))
+        metrics = {"stage": session.stage, "dataset": self.facts["run"]["dataset"], "selected": self.best, "splits": {}}
+        if self.records["test"]:
+            self.final(self.records["test"], metrics)
+        if self.world.is_main:
+            write_json(out / "metrics.json", metrics)
+        if self.scalars is not None:
+            self.scalars.close()
+        return metrics
+
+    def on_step(self, step: Step) -> None:
+        facts = {"step": step.number, "epoch": step.epoch, "lr": step.lrs, "seconds": round(time.perf_counter() - self.started, 3)}
+        if self.session.precision.name == "fp16":
+            facts["scaled"] = True
+        self.log.add(facts, step.loss, step.grad_norm)
+        self.bar.update(step.pairs)
+        if self.session.device.type == "cpu" or step.number % 50 == 0:
+            self.bar.set_postfix_str(f"loss {float(step.loss):.3f}", refresh=False)
+
+    def on_epoch(self, epoch: int) -> bool:
+        self.log.flush()
+        recipe, judge = self.session.recipe, self.session.judge
+        if recipe.select == "last":
+            return False
+        score, metrics = judge.score(self.records[recipe.select])
+        if self.scalars is not None:
+            self.scalars.add({judge.criterion: score}, self.session.optimizer.steps, recipe.select)
+        self.stale += 1
+        if self.best is None or score >= self.best["score"]:  # a later epoch wins ties, as officially
+            self.best = {"epoch": epoch, "score": score, "criterion": judge.criterion, "split": recipe.select, recipe.select: metrics}
+            self.stale = 0
+            self.save()
+        stop = recipe.patience is not None and self.stale > recipe.patience
+        if self.world.is_main:
+            tqdm.write(f"epoch {epoch + 1}: {recipe.select} {judge.criterion} {score:.4f}")
+            if stop:
+                tqdm.write(
+                    f"stopped: {self.stale} epochs in a row without a better {judge.criterion}; epoch {self.best['epoch'] + 1} is kept."
+                )
+        return stop
+
+    def save(self) -> None:
+        self.world.on_main(
+            lambda: checkpoint.save(self.out, self.session.model.config, dict(self.session.model.named_parameters()), self.facts)
+        )
+
+    def final(self, records: list[PairRecord], metrics: dict) -> None:
+        """Puts all metrics of the test split into ``metrics``; captions and references are written beside."""
+        judge = self.session.judge
+        if self.session.stage == "adapt":
+            retrieval = judge.retrieval(records, ("strict", "legacy"))
+            metrics["splits"]["test"], metrics["legacy_ties"] = retrieval["strict"], {"test": retrieval["legacy"]}
             return
-        score, metrics = judge.score(records["val"])
-        tqdm.write(f"epoch {epoch + 1}: val {judge.criterion} {score:.4f}")
-        if best is None or score >= best["score"]:  # a later epoch wins ties, as officially
-            best = {"epoch": epoch, "score": score, "criterion": judge.criterion, "val": metrics}
-            checkpoint.save(options.out, model.config, dict(model.named_parameters()), facts)
-
-    pairs_a_step = recipe.batch_size * (len(records["train"][0].images) - 1 if stage == "finetune" else 1)
-    log = StepLog(options.out / "log.jsonl")
-    try:
-        with tqdm(total=total_steps * pairs_a_step, desc=stage, unit="pair", smoothing=0.1) as bar:
-            fit(
-                model,
-                loader,
-                STAGES[stage],
-                optimizer,
-                total_steps=total_steps,
-                device=device,
-                precision=precision,
-                log=log,
-                bar=bar,
-                after_epoch=after_epoch,
-            )
-    finally:
-        log.close()
-    if best is None:
-        checkpoint.save(options.out, model.config, dict(model.named_parameters()), facts)
-    else:
-        model.load_weights(checkpoint.read(options.out).weights, str(options.out))
-    metrics = {"stage": stage, "selected": best, "splits": {}}
-    if records["test"]:
-        metrics["splits"]["test"] = judge.final(records["test"], options.out)
-    write_json(options.out / "metrics.json", metrics)
-    return metrics
-
-
-class Judge:
-    """Scores a model on a split: retrieval after adaptation, captions after fine-tuning."""
-
-    def __init__(self, stage: Stage, model: CLIP4IDC, tokenizer: Tokenizer, images: ImageStore, recipe: Recipe, device, precision: str):
-        self.stage, self.model, self.tokenizer, self.images, self.recipe = stage, model, tokenizer, images, recipe
-        self.device, self.precision = device, precision
-        self.criterion = "text-to-pair R@1" if stage == "adapt" else "CIDEr"
-
-    def score(self, records: list[PairRecord]) -> tuple[float, dict]:
-        """The selection criterion and all metrics of a split (METEOR left out: it is slow and decides nothing)."""
-        from fastidc.evaluate.captions import score_captions
-
-        if self.stage == "adapt":
-            metrics = self.retrieval(records)
-            return metrics["text_to_pair"]["R@1"], metrics
-        metrics = score_captions(references_of(records), self.captions(records), meteor=False)
-        return metrics["CIDEr"], metrics
-
-    def final(self, records: list[PairRecord], out: Path) -> dict:
-        """All metrics of a split; captions and references are written beside."""
-        from fastidc.evaluate.captions import score_by_subset
-
-        if self.stage == "adapt":
-            return self.retrieval(records)
-        references, hypotheses = references_of(records), self.captions(records)
-        write_references(out / "references.json", references)
-        write_results(out / "hyp_test.json", hypotheses)
-        return score_by_subset(references, hypotheses, {record.id: record.type for record in records if record.type})
-
-    def retrieval(self, records: list[PairRecord]) -> dict:
-        with self._evaluating(), tqdm(total=sum(len(r.images) - 1 for r in records), desc="embed", unit="pair", leave=False) as bar:
-            similarity, owner = embed_split(self.model, self.tokenizer, records, self.images, max_words=self.recipe.max_words, bar=bar)
-        return retrieval_metrics(similarity, owner)
-
-    def captions(self, records: list[PairRecord]) -> dict[str, str]:
-        with self._evaluating(), tqdm(total=sum(len(r.images) - 1 for r in records), desc="caption", unit="pair", leave=False) as bar:
-            return predict_captions(self.model, self.tokenizer, records, self.images, max_length=self.recipe.max_words, bar=bar)
-
-    def _evaluating(self):
-        self.model.eval()
-        return autocast(self.device, self.precision)
+        hypotheses = judge.captions(records)
+        if self.world.is_main:
+            write_references(self.out / "references.json", references_of(records))
+            write_results(self.out / "hyp_test.json", hypotheses)
+        metrics["splits"]["test"] = judge.caption_scores(records, hypotheses)

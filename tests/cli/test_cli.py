@@ -110,16 +110,20 @@ def test_official_recipe_trains_from_clip_weights_and_keeps_the_best_epoch(data,
 
 def test_flags_win_over_the_preset(data, tmp_path):
     options = TrainOptions(data, tmp_path, preset="tiny", epochs=3, batch_size=7, seed=1)
-    _, recipe = resolve("adapt", options)
+    _, recipe = resolve("adapt", options, "clevr")
     assert (recipe.epochs, recipe.steps, recipe.batch_size, recipe.seed) == (3, None, 7, 1)
     official = PRESETS["clevr"]
     assert dataclasses.asdict(official.adapt) | {"epochs": 0} == {
         "epochs": 0, "batch_size": 128, "lr": 1e-4, "coef_lr": 1e-3, "optimizer": "bert_adam", "schedule": "warmup_cosine",
         "betas": (0.9, 0.98), "weight_decay": 0.2, "eps": 1e-6, "warmup": 0.1, "clip_norm": 1.0, "freeze_layers": 0,
-        "freeze_tokens": True, "swap_distractor": 0.5, "flip": 0.0, "captions_per_pair": 1, "max_words": 32, "seed": 42, "steps": None, "select": "best",
+        "freeze_tokens": True, "swap_distractor": 0.5, "flip": 0.0, "captions_per_pair": 1, "max_words": 32, "seed": 42, "steps": None, "accumulate": 1, "select": "val",
+        "patience": None, "gather_grad": "full", "token_mean": "process",
     }  # fmt: skip
     f = official.finetune
     assert (f.epochs, f.batch_size, f.schedule, f.betas, f.weight_decay, f.seed) == (50, 16, "warmup_linear", (0.9, 0.999), 0.01, 2021)
+    assert (f.patience, f.freeze_tokens) == (10, True)
+    spot = PRESETS["spot"]
+    assert (spot.adapt.epochs, spot.adapt.batch_size, spot.finetune.batch_size, spot.finetune.freeze_tokens) == (20, 128, 16, False)
 
 
 def refused(capsys, out, *argv):
@@ -138,13 +142,13 @@ def test_bad_input_is_one_sentence(data, tmp_path, capsys):
     out = tmp_path / "run"
     base = ["adapt", "--data", data, "--out", out]
     tiny = [*base, "--preset", "tiny"]
-    assert "unknown preset 'clever'; choose one of clevr, tiny" in refused(capsys, out, *base, "--preset", "clever")
+    assert "unknown preset 'clever'; choose one of birds, clevr, ier, spot, tiny" in refused(capsys, out, *base, "--preset", "clever")
     assert "preset 'clevr' starts from pretrained weights; give them with --init" in refused(capsys, out, *base)
     assert "no such data folder" in refused(capsys, out, "adapt", "--data", tmp_path / "no", "--out", out, "--preset", "tiny")
     assert "absent.pt: no such checkpoint" in refused(capsys, out, *base, "--init", tmp_path / "absent.pt")
     assert "intra_layers 5 lies outside the model; with 4 vision layers" in refused(capsys, out, *tiny, "--intra-layers", 5)
     assert "max_words 60 exceeds the model's 40 positions; lower --max-words" in refused(capsys, out, *tiny, "--max-words", 60)
-    assert "fewer than one batch of 32; lower --batch-size" in refused(capsys, out, *tiny)
+    assert "fewer than one batch of 32; lower the batch size" in refused(capsys, out, *tiny)
     assert "--seed must lie in 0 to 2**63 - 1" in refused(capsys, out, *tiny, "--seed", 2**70)
     (tmp_path / "file").write_text("")
     blocked = ["adapt", "--data", data, "--preset", "tiny", "--batch-size", 4, "--out", tmp_path / "file" / "run"]
@@ -203,7 +207,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, adapted, tmp_path, capsys)
 
 
 def test_api_raises_what_the_command_prints(data, tmp_path):
-    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of auto, bf16, fp32"):
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of auto, bf16, fp16, fp32, fp16-official"):
         train("adapt", TrainOptions(data, tmp_path / "run", preset="tiny", precision="fp8"))
 
 

@@ -106,12 +106,10 @@ def test_every_optimizer_lowers_a_loss_and_obeys_the_schedule(name):
 def test_muon_takes_the_matrices_of_the_blocks_alone():
     model = CLIP4IDC(CONFIG)
     optimizer = Optimizer(model, "finetune", PRESETS["tiny"].finetune, 10)
-    muon = {
-        id(p) for inner in optimizer.inner.inner if isinstance(inner, torch.optim.Muon) for g in inner.param_groups for p in g["params"]
-    }
+    muon = {id(p) for inner in optimizer.inner if isinstance(inner, torch.optim.Muon) for g in inner.param_groups for p in g["params"]}
     names = {n for n, p in model.named_parameters() if id(p) in muon}
     assert "captioner.decoder.0.cross.kv.weight" in names
     assert "pair_encoder.blocks.2.mlp.fc1.weight" in names
     assert not names & {"text_encoder.token_embedding", "pair_encoder.projection", "pair_encoder.joint_position", "captioner.head.weight"}
-    everything = [p for inner in optimizer.inner.inner for g in inner.param_groups for p in g["params"]]
+    everything = [p for inner in optimizer.inner for g in inner.param_groups for p in g["params"]]
     assert len(everything) == len({id(p) for p in everything}) == len(optimizer.parameters)

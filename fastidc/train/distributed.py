@@ -1,0 +1,140 @@
+"""One process or many: what torchrun set up, and the few things that processes tell each other outside a training step."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fastidc.errors import FastidcError
+
+T = TypeVar("T")
+# Processes wait for the first one while it scores captions, whose METEOR is a Java program; 30 minutes, torch's default, has been too short for people.
+_PATIENCE = timedelta(hours=4)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among ``size`` processes. With one there is no process group, and everything below costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def group(self) -> "dist.ProcessGroup | None":
+        return None if self.size == 1 else dist.group.WORLD
+
+    def share(self, items: list[T]) -> list[T]:
+        """This process's part of ``items``: every ``size``-th, so that parts are alike."""
+        return items[self.rank :: self.size]
+
+    def gather(self, part: list[T]) -> list[T] | None:
+        """Undoes `share`: all items in their order on the first process, None on the others."""
+        if self.size == 1:
+            return part
+        parts: list | None = [None] * self.size if self.is_main else None
+        dist.gather_object(part, parts, dst=0)
+        if parts is None:
+            return None
+        return [parts[i % self.size][i // self.size] for i in range(sum(len(p) for p in parts))]
+
+    def broadcast(self, value: T) -> T:
+        """The first process's value on all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_main(self, run: Callable[[], T]) -> T:
+        """``run()`` on the first process, its value on all; its FastidcError is raised on all of them, so that none waits for ever."""
+        value: Any = None
+        error: str | None = None
+        if self.is_main:
+            try:
+                value = run()
+            except FastidcError as refusal:
+                error = str(refusal)
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise FastidcError(error)
+        return value
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes, on all of them."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes, on all of them."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+ALONE = World()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that talks, also before a process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _variable(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError:
+        raise FastidcError(f"the environment variable {name} is {value!r}; torchrun sets it to a whole number.") from None
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[World, torch.device]]:
+    """This process's `World` and its device ("auto", "cpu" or "cuda"), for as long as the block runs.
+
+    torchrun says by RANK, WORLD_SIZE and LOCAL_RANK how many processes there are; without it there is one, and no process group.
+    NCCL joins GPUs, gloo CPUs. FastidcError where the device is absent or this machine has fewer GPUs than processes.
+    """
+    size = _variable("WORLD_SIZE", 1)
+    world = World(_variable("RANK", 0), size, _variable("LOCAL_RANK", 0))
+    chosen = choose_device(device, world)
+    if size == 1:
+        yield world, chosen
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield world, chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """ "auto" is CUDA where there is a device; FastidcError where the named one is absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise FastidcError(f"unknown device {name!r}; choose one of auto, cpu, cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FastidcError("device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world.size == 1:
+        return torch.device("cuda")
+    if world.local_rank >= torch.cuda.device_count():
+        raise FastidcError(
+            f"process {world.local_rank} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
+            "start no more processes than GPUs (torchrun --nproc_per_node), or use --device cpu."
+        )
+    return torch.device("cuda", world.local_rank)

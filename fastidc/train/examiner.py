@@ -1,0 +1,118 @@
+"""Evaluation of the official run: its log lines, its caption files, and the paper's tables at the end."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastidc.data.records import PairRecord
+from fastidc.evaluate import paper
+from fastidc.evaluate.captions import CaptionScorer
+from fastidc.evaluate.coco import write_results
+from fastidc.evaluate.retrieval import TIES
+from fastidc.files import write_json
+from fastidc.train.judge import Judge
+from fastidc.train.scalars import Scalars
+
+
+class Examiner:
+    """Scores splits as the official scripts do and says so in their words; a context manager, because METEOR is a process of its own.
+
+    ``references``: split -> image_id -> sentences, see `fastidc.train.interpret.references_by_split`. Every process calls `epoch` and
+    `final`; the first one scores and writes.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        judge: Judge,
+        dataset: str,
+        records: Mapping[str, Sequence[PairRecord]],
+        references: Mapping[str, Mapping[str, Sequence[str]]],
+        ties: str,
+        out: Path,
+    ):
+        self.log, self.judge, self.dataset, self.records, self.out = log, judge, dataset, records, out
+        self.ties = [ties, *(name for name in ("strict", "legacy") if name != ties and name in TIES)]
+        self.scalars: Scalars | None = None
+        self._references = references
+        self._scorer: CaptionScorer | None = None
+
+    def __enter__(self) -> "Examiner":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._scorer is not None:
+            self._scorer.close()
+
+    def epoch(self, epoch: int, split: str) -> float:
+        """Scores a split after an epoch; the figure that selects: text-to-pair R@1, or CIDEr."""
+        self.log.info("Eval on %s dataset", split)
+        if self.judge.stage == "adapt":
+            metrics = self._retrieval(split)
+            score = metrics[self.ties[0]]["text_to_pair"]["R@1"]
+            shown = {f"{a}/{b}": value for a in ("text_to_pair", "pair_to_text") for b, value in metrics[self.ties[0]][a].items()}
+        else:
+            shown = self._captions(split, f"hyp_ep_{epoch}.json", subsets=False)["overall"]
+            score = shown["CIDEr"]
+        if self.scalars is not None:
+            self.scalars.add(shown, epoch, split)
+        return score
+
+    def final(self, name: str) -> None:
+        """Scores the test split, writes metrics.json (and ``hyp_ep_{name}.json``) and shows the paper's table."""
+        self.log.info("Eval on test dataset")
+        if self.judge.stage == "adapt":
+            metrics = self._retrieval("test")
+            table = paper.retrieval_table(self.dataset, metrics)
+        else:
+            metrics = self._captions("test", f"hyp_ep_{name}.json", subsets=True)
+            table = paper.caption_table(self.dataset, metrics)
+        if self.judge.world.is_main:
+            write_json(self.out / "metrics.json", {"stage": self.judge.stage, "splits": {"test": metrics}})
+        self.log.info("\n%s", table)
+
+    def _retrieval(self, split: str) -> dict[str, dict]:
+        records = self.records[split]
+        self.log.warning("Eval under the multi-sentence per pair setting.")
+        self.log.warning("sentence num: %d, pair num: %d", sum(len(record.captions) for record in records), len(records))
+        metrics = self.judge.retrieval(records, self.ties)
+        for ties in self.ties:
+            if ties != self.ties[0]:
+                self.log.info("with %s ties:", ties)
+            lines = (("Text-to-Image-Pair:", "text_to_pair", ""), ("Image-Pair-to-Text:", "pair_to_text", "V2T$"))
+            for title, direction, prefix in lines:
+                values = metrics[ties][direction]
+                self.log.info(title)
+                shown = [f"{prefix}R@{k}: {values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
+                shown += [f"{prefix}Median R: {values['MdR']:.1f}", f"{prefix}Mean R: {values['MnR']:.1f}"]
+                self.log.info("\t>>>  %s", " - ".join(shown))
+                if self.dataset == "spot":  # the paper's columns, which the official scripts do not print
+                    self.log.info("\t>>>  %s", " - ".join(f"{prefix}R@{k}: {values[f'R@{k}']:.1f}" for k in (10, 20, 50)))
+        return metrics
+
+    def _captions(self, split: str, file: str, subsets: bool) -> dict:
+        records = self.records[split]
+        hypotheses = self.judge.captions(records)
+
+        def run() -> dict:
+            write_results(self.out / file, hypotheses)
+            scorer = self._caption_scorer()
+            if not subsets:
+                return {"overall": scorer.score(hypotheses)}
+            return scorer.by_subset(hypotheses, {record.id: record.type for record in records if record.type})
+
+        metrics = self.judge.world.on_main(run)
+        overall = metrics["overall"]
+        bleu = ", ".join(f"BLEU_{n}: {overall[f'BLEU-{n}']:.4f}" for n in (1, 2, 3, 4))
+        meteor = "none" if overall["METEOR"] is None else f"{overall['METEOR']:.4f}"
+        self.log.info(">>>  %s", bleu)
+        self.log.info(">>>  METEOR: %s, ROUGE_L: %.4f, CIDEr: %.4f", meteor, overall["ROUGE-L"], overall["CIDEr"])
+        return metrics
+
+    def _caption_scorer(self) -> CaptionScorer:
+        """One for all splits, so that METEOR starts once; ids are those of one data set and differ between its splits."""
+        if self._scorer is None:
+            everything = {name: sentences for split in self._references.values() for name, sentences in split.items()}
+            # empty references count as in the official scorer
+            self._scorer = CaptionScorer(everything, keep_empty_references=True)
+        return self._scorer

@@ -1,0 +1,107 @@
+"""Scores a model on a split, all processes sharing the work: retrieval after adaptation, captions after fine-tuning."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from fastidc.config import Recipe
+from fastidc.data.images import ImageStore
+from fastidc.data.records import PairRecord
+from fastidc.evaluate.paper import KS
+from fastidc.evaluate.predict import embed_pairs, embed_sentences, predict_captions, references_of, sentences_of
+from fastidc.evaluate.retrieval import retrieval_metrics
+from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.tokenizer import Tokenizer
+from fastidc.train.distributed import World
+from fastidc.train.optim import Stage
+from fastidc.train.precision import Precision
+
+
+class Judge:
+    """A model in training and what it is judged by. Every process calls every method; results are on all of them."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: CLIP4IDC,
+        tokenizer: Tokenizer,
+        images: ImageStore,
+        recipe: Recipe,
+        world: World,
+        precision: Precision,
+        batch_size: int = 64,
+    ):
+        self.stage, self.model, self.tokenizer, self.images, self.recipe = stage, model, tokenizer, images, recipe
+        self.world, self.precision, self.batch_size = world, precision, batch_size
+        self.criterion = "text-to-pair R@1" if stage == "adapt" else "CIDEr"
+
+    def score(self, records: Sequence[PairRecord]) -> tuple[float, dict]:
+        """The selection criterion and all metrics of a split (METEOR left out: it is slow and decides nothing)."""
+        if self.stage == "adapt":
+            metrics = self.retrieval(records)["strict"]
+            return metrics["text_to_pair"]["R@1"], metrics
+        hypotheses = self.captions(records)
+
+        def run() -> dict:
+            from fastidc.evaluate.captions import score_captions
+
+            return score_captions(references_of(records), hypotheses, meteor=False)
+
+        metrics = self.world.on_main(run)
+        return metrics["CIDEr"], metrics
+
+    def caption_scores(self, records: Sequence[PairRecord], hypotheses: Mapping[str, str]) -> dict:
+        """All caption metrics, overall and by kind of pair (`fastidc.evaluate.captions.score_by_subset`)."""
+
+        def run() -> dict:
+            from fastidc.evaluate.captions import score_by_subset
+
+            return score_by_subset(references_of(records), hypotheses, {record.id: record.type for record in records if record.type})
+
+        return self.world.on_main(run)
+
+    def retrieval(self, records: Sequence[PairRecord], ties: Sequence[str] = ("strict",)) -> dict[str, dict]:
+        """{ties: metrics} of a split (`fastidc.evaluate.retrieval.retrieval_metrics`)."""
+        distinct, rows, owner = sentences_of(records)
+        mine = self.world.share(list(records))
+        with self._evaluating(), self._bar("embed", mine) as bar:
+            pairs = list(embed_pairs(self.model, mine, self.images, batch_size=self.batch_size, bar=bar))
+            own = embed_sentences(self.model, self.tokenizer, self.world.share(distinct), max_words=self.recipe.max_words)
+        gathered_pairs, gathered_text = self.world.gather(pairs), self.world.gather(list(own))
+
+        def run() -> dict[str, dict]:
+            with torch.no_grad():
+                device = self.model.logit_scale.device
+                similarity = self.model.similarity(torch.stack(gathered_text).to(device), torch.stack(gathered_pairs).to(device)).cpu()[
+                    rows
+                ]
+            return {name: retrieval_metrics(similarity, owner, ties=name, ks=KS) for name in ties}
+
+        return self.world.on_main(run)
+
+    def captions(self, records: Sequence[PairRecord]) -> dict[str, str]:
+        """image_id -> greedy caption, ordered as `references_of`."""
+        mine = self.world.share(list(records))
+        with self._evaluating(), self._bar("caption", mine) as bar:
+            found = predict_captions(
+                self.model, self.tokenizer, mine, self.images, batch_size=self.batch_size, max_length=self.recipe.max_words, bar=bar
+            )
+        parts = self.world.gather([{name: found[name] for name in (r.id, r.no_change_id) if name in found} for r in mine])
+
+        def run() -> dict[str, str]:
+            everything = {name: caption for part in parts for name, caption in part.items()}
+            return {name: everything[name] for name in references_of(records)}
+
+        return self.world.on_main(run)
+
+    def _bar(self, what: str, records: Sequence[PairRecord]):
+        total = sum(len(record.images) - 1 for record in records)
+        return tqdm(total=total, desc=what, unit="pair", leave=False, disable=None if self.world.is_main else True)
+
+    @contextmanager
+    def _evaluating(self):
+        self.model.eval()
+        with self.precision.autocast():
+            yield

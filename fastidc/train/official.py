@@ -1,0 +1,151 @@
+"""`python -m fastidc.train`: the official scripts' run, with their files and log lines (clip4idc.md 5 to 8)."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fastidc import checkpoint
+from fastidc.data.images import ImageStore
+from fastidc.data.loaders import check_images
+from fastidc.data.records import PairRecord, load_records, recognise
+from fastidc.errors import FastidcError
+from fastidc.tokenizer import Tokenizer
+from fastidc.train.distributed import World, is_main_process, processes
+from fastidc.train.epochs import Training
+from fastidc.train.examiner import Examiner
+from fastidc.train.flags import parse
+from fastidc.train.interpret import check_splits, images_folder, model_of, recipe_of, references_by_split, stage_of
+from fastidc.train.judge import Judge
+from fastidc.train.optim import Stage
+from fastidc.train.precision import choose_precision
+from fastidc.train.resume import load_optimizer, model_file
+from fastidc.train.scalars import check_tensorboard
+from fastidc.train.session import Session
+
+_LARGEST_EVALUATION_BATCH = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        args, dead = parse(argv)
+        with processes(args.device) as (world, device):
+            _run(args, dead, world, device)
+    except FastidcError as error:
+        if is_main_process():
+            print(f"fastidc.train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("fastidc.train: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.device) -> None:
+    resumed = None if args.resume_model is None else load_optimizer(args.resume_model)
+    if resumed is not None and args.init_model is None:
+        args.init_model = str(model_file(Path(args.resume_model).parent, resumed.epoch))
+    stage, why = stage_of(args, resumed)
+    if resumed is not None and resumed.epoch + 1 >= args.epochs:
+        raise FastidcError(f"{args.resume_model}: epoch {resumed.epoch + 1} of {args.epochs} is done; give more --epochs to go on.")
+    kind = recognise(Path(args.data_path)) if args.datatype == "auto" else args.datatype
+    precision = choose_precision(args.precision, device)
+    recipe = recipe_of(args, stage, kind)
+    notices: list[str] = []
+    records = load_records(args.data_path, kind, images=images_folder(args, kind), empty="keep", report=notices.append)
+    check_splits(args, records)
+    references = references_by_split(args, kind, records, notices.append)
+    torch.manual_seed(recipe.seed)
+    model = model_of(args, stage)
+    if recipe.max_words > model.config.context_length:
+        raise FastidcError(f"--max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower it.")
+    checkpoint.check_expressible(args.init_model or args.pretrained_clip_name, model.config, "official")
+    if args.tensorboard:
+        check_tensorboard()
+    out = Path(args.output_dir)
+    images = ImageStore(model.config.image_size)
+    evaluation_batch = min(args.batch_size_val, _LARGEST_EVALUATION_BATCH)
+    workers = max(1, args.num_thread_reader)
+    session = None
+    if args.do_train:
+        session = Session(stage, recipe, model, records["train"], images, world, device, precision, workers, evaluation_batch)
+        judge = session.judge
+        if resumed is not None:
+            session.optimizer.load_state_dict(resumed.optimizer, args.resume_model)
+    else:
+        precision.prepare(model.to(device))
+        judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch)
+    splits = records.values() if args.do_train else [records["test"]]
+    world.on_main(lambda: check_images([record for split in splits for record in split], workers))
+    world.on_main(lambda: _make_folder(out))
+    log = _log(out, world)
+    try:
+        with logging_redirect_tqdm([log]), Examiner(log, judge, kind, records, references, args.ties, out) as examiner:
+            _announce(log, args, dead, why, notices, device, records, stage)
+            if session is None:
+                examiner.final("eval")
+            else:
+                if advice := precision.advice(recipe.lr * recipe.coef_lr):
+                    log.warning(advice)
+                Training(args, log, session, examiner, out, resumed).go()
+    finally:
+        for handler in list(log.handlers):
+            handler.close()
+            log.removeHandler(handler)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.txt").open("a").close()
+    except OSError as error:
+        raise FastidcError(f"{out}: cannot be written ({error.strerror or error}); choose another --output_dir.") from None
+
+
+def _log(out: Path, world: World) -> logging.Logger:
+    """The first process's log, into log.txt and to the terminal; the other processes' say nothing."""
+    log = logging.getLogger(f"fastidc.train.{world.rank}")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    log.disabled = not world.is_main
+    if log.disabled:
+        return log
+    for handler in (logging.FileHandler(out / "log.txt", encoding="utf-8"), logging.StreamHandler()):
+        handler.setFormatter(logging.Formatter("%(asctime)s:%(levelname)s: %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+def _announce(
+    log: logging.Logger,
+    args: argparse.Namespace,
+    dead: list[str],
+    why: str,
+    notices: list[str],
+    device: torch.device,
+    records: dict[str, list[PairRecord]],
+    stage: Stage,
+) -> None:
+    log.info("Effective parameters:")
+    for name, value in sorted(vars(args).items()):
+        log.info("  <<< %s: %s", name, value)
+    log.info("device: %s n_gpu: %s", device, torch.cuda.device_count() if device.type == "cuda" else 0)
+    log.info("task_type: %s (%s)", args.task_type, why)
+    if dead:
+        log.warning("without effect, as in the official code: %s", ", ".join(f"--{name}" for name in dead))
+    for notice in notices:
+        log.warning(notice)
+    for split in ("test", "val"):
+        size = len(records[split]) if stage == "finetune" else sum(len(record.captions) for record in records[split])
+        log.info("***** Running %s *****", split)
+        log.info("  Num examples = %d", size)
+        if split == "test":
+            log.info("  Batch size = %d", args.batch_size_val)
+            log.info("  Num steps = %d", -(-size // args.batch_size_val))

@@ -1,0 +1,50 @@
+"""Everything that one stage of training needs, put together once for both command lines."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fastidc.config import Recipe
+from fastidc.data.images import ImageStore
+from fastidc.data.loaders import PairLoader
+from fastidc.data.records import PairRecord
+from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.tokenizer import Tokenizer
+from fastidc.train.distributed import World
+from fastidc.train.engine import Trainer, keep_freed_memory
+from fastidc.train.judge import Judge
+from fastidc.train.objectives import objectives
+from fastidc.train.optim import Optimizer, Stage
+from fastidc.train.precision import Precision
+
+
+class Session:
+    """A model on its device in its dtypes, the batches it reads, its optimiser, and its judge. Writes nothing."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        recipe: Recipe,
+        model: CLIP4IDC,
+        records: Sequence[PairRecord],
+        images: ImageStore,
+        world: World,
+        device: torch.device,
+        precision: Precision,
+        workers: int,
+        evaluation_batch: int = 64,
+    ):
+        self.stage, self.recipe, self.world, self.device, self.precision = stage, recipe, world, device, precision
+        self.model = model.to(device)
+        precision.prepare(self.model)
+        self.tokenizer = Tokenizer.of(model.config)
+        self.loader = PairLoader(stage, records, self.tokenizer, images, recipe, workers, world.rank, world.size)
+        self.total_steps = recipe.steps or self.loader.steps * recipe.epochs
+        # The official schedule counts an epoch's batches that do not fill a step; with one batch a step the two numbers are the same.
+        planned = recipe.steps or (self.loader.batches + recipe.accumulate - 1) / recipe.accumulate * recipe.epochs
+        self.optimizer = Optimizer(self.model, stage, recipe, planned, precision.scaler())
+        self.trainer = Trainer(self.model, objectives(stage, recipe, world), self.optimizer, world, device, precision)
+        self.judge = Judge(stage, self.model, self.tokenizer, images, recipe, world, precision, evaluation_batch)
+        self.pairs_a_step = recipe.batch_size * (len(records[0].images) - 1 if stage == "finetune" else 1)
+        if device.type == "cpu":
+            keep_freed_memory()
