@@ -110,7 +110,7 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
     size = _variable("WORLD_SIZE", 1)
     world = World(_variable("RANK", 0), size, _variable("LOCAL_RANK", 0))
     chosen = choose_device(device, world)
-    if size == 1:
+    if size == 1 or dist.is_initialized():  # a caller's own group is used, and left to the caller
         yield world, chosen
         return
     if chosen.type == "cuda":

@@ -59,7 +59,11 @@ class Trainer:
         self.model, self.objectives, self.optimizer = model, objectives, optimizer
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
-        self.wrapped = model if world.size == 1 else DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.wrapped = model
+        if world.size > 1:
+            # The buffers are constants; unasked, every forward would broadcast them.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name for name, _ in model.named_buffers()])
+            self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def step(self, batches: Sequence[PairBatch]) -> tuple[Tensor, Tensor]:
         """Forward and backward of every batch, then one update by the mean of their losses. Returns that mean and the gradient norm before
