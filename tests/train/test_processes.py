@@ -116,7 +116,7 @@ def test_captioning_losses_are_those_of_one_process_with_a_global_token_mean(two
         "--task_type",
         "caption",
         "--epochs",
-        "5",
+        "7",
         "--data_path",
         str(clevr),
         "--init_model",
