@@ -1,0 +1,112 @@
+"""What only a CUDA device can answer (`pytest -m gpu`): the CPU's results on it, every precision, a whole training step."""
+
+import compare
+import golden
+import pytest
+import torch
+import worlds
+
+from fastidc import ops
+from fastidc.config import PRESETS
+from fastidc.data.loaders import PairBatch
+from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.ops import _dispatch
+from fastidc.train.distributed import ALONE
+from fastidc.train.engine import Trainer
+from fastidc.train.objectives import objectives
+from fastidc.train.optim import Optimizer
+from fastidc.train.precision import PRECISIONS, Precision, choose_precision
+
+pytestmark = pytest.mark.gpu
+CONFIG = worlds.SMALL.replace(head_dim=64, vision_width=128)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """fp32 products are fp32, so that the CPU's tolerances hold."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def batch_for(stage: str, size: int = 4) -> PairBatch:
+    g = torch.Generator().manual_seed(1)
+    pairs = 1 if stage == "adapt" else 2
+    images = torch.randint(0, 256, (size, 1 + pairs, 48, 48, 3), generator=g, dtype=torch.uint8)
+    ids = torch.randint(1, 100, (size, pairs, 1, 8), generator=g)
+    ids[..., -1] = CONFIG.end_id
+    names = [str(i) for i in range(size)]
+    return PairBatch(images, names, text_ids=ids[:, 0, 0]) if stage == "adapt" else PairBatch(images, names, input_ids=ids, target_ids=ids)
+
+
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in golden.STAGES.items() for name in names])
+def test_goldens_hold_on_the_device(stage, name, tmp_path):
+    g = golden.load(name)
+    torch.save(g.weights, tmp_path / "pytorch_model.bin.0")
+    model = CLIP4IDC.from_pretrained(tmp_path / "pytorch_model.bin.0", intra_layers=g.intra_layers).eval().cuda()
+    before, after = g.images.cuda().unbind(1)
+    if stage == "adapt":
+        loss = model.adaptation_loss(before, after, g["input_ids"].cuda())
+    else:
+        loss = model.caption_loss(before, after, g["input_caption_ids"].cuda(), g["output_caption_ids"].cuda())
+        assert torch.equal(model.generate(before, after, stop_early=False).cpu(), g["greedy_ids"].long())
+    compare.assert_close(loss.cpu(), g["loss"], compare.GOLDEN_FORWARD, "loss")
+
+
+@pytest.mark.parametrize("stage", ["adapt", "finetune"])
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_training_step_in_every_precision(stage, name):
+    """Three steps; the first loss is the CPU's in fp32 to the precision's own rounding."""
+    torch.manual_seed(0)
+    model = CLIP4IDC(CONFIG.replace(dropout=0.0))
+    batch, precision = batch_for(stage), Precision(name, "cuda")
+    task = objectives(stage, getattr(PRESETS["clevr"], stage), ALONE)
+    with torch.no_grad():
+        want = float(sum(model(batch, task).values()))
+    model.cuda()
+    precision.prepare(model)
+    optimizer = Optimizer(model, stage, getattr(PRESETS["clevr"], stage), 10, precision.scaler())
+    trainer = Trainer(model, task, optimizer, ALONE, torch.device("cuda"), precision)
+    losses = [float(trainer.step([batch])[0]) for _ in range(3)]
+    assert losses[0] == pytest.approx(want, rel=1e-4 if name == "fp32" else 2e-2)
+    assert all(loss == loss and abs(loss) < 100 for loss in losses)
+    for inner in optimizer.inner:
+        assert all(state["first_moment"].dtype == p.dtype for p, state in inner.state.items())
+
+
+def test_auto_is_what_the_hardware_has():
+    chosen = choose_precision("auto", torch.device("cuda")).name
+    assert chosen == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_backends_on_the_device(dtype, causal):
+    """Every backend that serves, against float64, no worse than twice honest PyTorch in the same dtype."""
+    g = torch.Generator().manual_seed(2)
+    qkv = torch.randn(6, 50, 3 * 4 * 64, generator=g).cuda().to(dtype)
+    exact = ops.self_attention(qkv.double(), 4, causal=causal, backend="reference")
+    plain = compare.relative_error(ops.self_attention(qkv, 4, causal=causal, backend="torch"), exact)
+    spec = _dispatch.Spec("attention", "cuda", dtype, False, head_dim=64, query_length=50, key_length=50, causal=causal)
+    served = [b.name for b in _dispatch.OPS["attention"].backends.values() if not b.unsupported(spec)]
+    assert "sdpa" in served
+    for name in served:
+        error = compare.relative_error(ops.self_attention(qkv, 4, causal=causal, backend=name), exact)
+        assert error <= 2 * plain + 1e-6, f"{name}: {error:.2e}, honest PyTorch {plain:.2e}"
+
+
+def test_fp16_bert_adam_gives_the_cpu_s_bits():
+    """fp16-official is defined by its roundings; where a GPU rounded otherwise it would be a third optimiser."""
+    g = torch.Generator().manual_seed(3)
+    start = [(torch.randn(s, generator=g) * 0.02).half() for s in ((64, 32), (129,))]
+    grads = [[(torch.randn(p.shape, generator=g) * 10.0 ** (step % 4 - 5)).half() for p in start] for step in range(40)]
+    ends = {}
+    for device in ("cpu", "cuda"):
+        params = [p.clone().to(device) for p in start]
+        m, v = ([torch.zeros_like(p) for p in params] for _ in range(2))
+        for step in range(40):
+            ops.bert_adam(params, [x.to(device) for x in grads[step]], m, v, 1e-7, betas=(0.9, 0.98), weight_decay=0.2)
+        ends[device] = [p.cpu() for p in params]
+    for a, b in zip(ends["cpu"], ends["cuda"], strict=True):
+        assert (a != b).double().mean() < 0.02
