@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"fastidc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fastidc: interrupted.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("fastidc: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,7 +45,7 @@ def test_extras_and_python_versions():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "dev", "all"}
+    assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "tensorboard", "bench", "dev", "all"}
     assert project["requires-python"] == ">=3.11"
     core = {d.split(">")[0].split(";")[0] for d in project["dependencies"]}
     assert {"torch", "torchvision", "open_clip_torch", "pycocoevalcap", "safetensors"} <= core

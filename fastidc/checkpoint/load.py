@@ -30,8 +30,10 @@ def load_file(path: Path) -> dict[str, Tensor]:
                     return dict(torch.jit.load(path, map_location="cpu").state_dict())
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own exceptions for a damaged or a foreign file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise FastidcError(f"{path}: cannot be read as a checkpoint ({reason[0][:200]}).") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FastidcError(
+            f"{path}: cannot be read as a checkpoint ({reason[:200]}); is the file whole? Fetch or write it again."
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):

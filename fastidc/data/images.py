@@ -18,7 +18,9 @@ def decode(path: str | Path, size: int) -> np.ndarray:
     except FileNotFoundError:
         raise FastidcError(f"{path}: no such image.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(f"{path}: cannot be read as an image ({error}); replace the file or take its scene out of the splits.") from None
+        raise FastidcError(
+            f"{path}: cannot be read as an image ({error}); replace the file or take its pair out of the annotations."
+        ) from None
 
 
 def to_array(image, size: int) -> np.ndarray:
@@ -46,7 +48,9 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         raise FastidcError(f"{path}: no such image.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(f"{path}: cannot be read as an image ({error}); replace the file or take its scene out of the splits.") from None
+        raise FastidcError(
+            f"{path}: cannot be read as an image ({error}); replace the file or take its pair out of the annotations."
+        ) from None
 
 
 class ImageStore:

@@ -38,8 +38,23 @@ class World:
         """This process's part of ``items``: every ``size``-th, so that parts are alike."""
         return items[self.rank :: self.size]
 
+    def gather_rows(self, part: Tensor) -> Tensor | None:
+        """Undoes `share` for rows: [N / size, E] on each process -> [N, E] on the CPU of the first one, None on the others."""
+        part = part.detach().cpu().contiguous()
+        if self.size == 1:
+            return part
+        # as one array a process: pickled row by row, every row would take the storage of all of them with it
+        parts: list | None = [None] * self.size if self.is_main else None
+        dist.gather_object(part.numpy(), parts, dst=0)
+        if parts is None:
+            return None
+        out = torch.empty(sum(len(p) for p in parts), *part.shape[1:], dtype=part.dtype)
+        for rank, rows in enumerate(parts):
+            out[rank :: self.size] = torch.from_numpy(rows)
+        return out
+
     def gather(self, part: list[T]) -> list[T] | None:
-        """Undoes `share`: all items in their order on the first process, None on the others."""
+        """Undoes `share` for plain values: all of them in their order on the first process, None on the others."""
         if self.size == 1:
             return part
         parts: list | None = [None] * self.size if self.is_main else None
@@ -57,15 +72,23 @@ class World:
         return box[0]
 
     def on_main(self, run: Callable[[], T]) -> T:
-        """``run()`` on the first process, its value on all; its FastidcError is raised on all of them, so that none waits for ever."""
+        """``run()`` on the first process, its value on all. Its error is told to all of them, so that none waits for ever: a FastidcError is
+        raised on each, and so is an OSError, as one; another one is raised where it happened, and on the others as a FastidcError."""
         value: Any = None
         error: str | None = None
+        unforeseen: Exception | None = None
         if self.is_main:
             try:
                 value = run()
             except FastidcError as refusal:
                 error = str(refusal)
+            except OSError as refusal:
+                error = f"{refusal.filename or 'a file'} cannot be used ({refusal.strerror or refusal}); choose another folder, or take it away."
+            except Exception as other:
+                unforeseen, error = other, f"the first process failed with {type(other).__name__}: {other}"
         value, error = self.broadcast((value, error))
+        if unforeseen is not None:
+            raise unforeseen
         if error is not None:
             raise FastidcError(error)
         return value
@@ -109,6 +132,14 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
     """
     size = _variable("WORLD_SIZE", 1)
     world = World(_variable("RANK", 0), size, _variable("LOCAL_RANK", 0))
+    if (
+        size > 1
+        and not dist.is_initialized()
+        and (unset := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ])
+    ):
+        raise FastidcError(
+            f"WORLD_SIZE is {size}, but {' and '.join(unset)} not set; start the processes with torchrun, or unset WORLD_SIZE."
+        )
     chosen = choose_device(device, world)
     if size == 1 or dist.is_initialized():  # a caller's own group is used, and left to the caller
         yield world, chosen

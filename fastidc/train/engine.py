@@ -4,9 +4,10 @@ import ctypes
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -80,17 +81,31 @@ class Trainer:
         return total, self.optimizer.step()
 
 
+MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale
+
+
 class StepLog:
     """One JSON line a step. Losses stay on the device until `flush`, so that logging makes no step wait.
 
     With several processes the losses are their mean and the first process writes; all call `add` and `flush` alike.
     """
 
-    def __init__(self, path: Path, world: World = ALONE, *, flush_every: int = 50, append: bool = False, scalars: Scalars | None = None):
-        self._file = path.open("a" if append else "w", encoding="utf-8") if world.is_main else None
+    def __init__(self, path: Path, world: World = ALONE, *, flush_every: int = 50, keep: int = 0, scalars: Scalars | None = None):
+        self._file: TextIO | None = None
+        world.on_main(lambda: self._open(path, keep))
+        self._skipped = 0  # steps in a row
         self._waiting: list[tuple[dict, Tensor, Tensor]] = []
         self._world, self._flush_every, self._scalars = world, flush_every, scalars
         self.loss = math.nan
+
+    def _open(self, path: Path, keep: int) -> None:
+        """``keep``: steps of an earlier run that stay, where this one goes on after them."""
+        old = path.read_text(encoding="utf-8").splitlines() if keep and path.is_file() else []
+        self._file = path.open("w", encoding="utf-8")
+        for line in old:
+            with suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short
+                if json.loads(line)["step"] <= keep:
+                    self._file.write(line + "\n")
 
     def add(self, facts: dict, loss: Tensor, grad_norm: Tensor) -> None:
         self._waiting.append((facts, loss, grad_norm))
@@ -114,10 +129,10 @@ class StepLog:
         losses = self._world.mean(losses) if together else losses
         bad = None
         for (facts, _, _), loss, norm in zip(self._waiting, losses.tolist(), norms.tolist(), strict=True):
-            skipped = (
-                math.isfinite(loss) and not math.isfinite(norm) and facts.get("scaled", False)
-            )  # the scaler's way: it halves its factor
-            finite = math.isfinite(loss) and (math.isfinite(norm) or skipped)
+            # the scaler's way: it left the step out, and halves its factor; but not for ever
+            skipped = math.isfinite(loss) and not math.isfinite(norm) and facts.get("scaled", False)
+            self._skipped = self._skipped + 1 if skipped else 0
+            finite = math.isfinite(loss) and (math.isfinite(norm) or 0 < self._skipped < MOST_SKIPPED)
             bad = bad or (None if finite else facts["step"])
             row = {**facts, "loss": loss if math.isfinite(loss) else None, "grad_norm": norm if math.isfinite(norm) else None}
             if self._file is not None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from fastidc import checkpoint
 from fastidc.train.engine import Step, StepLog, fit
 from fastidc.train.examiner import Examiner
-from fastidc.train.resume import Resumed, Selection, model_file, save_optimizer
+from fastidc.train.resume import Resumed, Selection, digest, model_file, run_facts, save_optimizer
 from fastidc.train.scalars import Scalars
 from fastidc.train.session import Session
 
@@ -28,11 +28,13 @@ class Training:
         examiner: Examiner,
         out: Path,
         resumed: Resumed | None,
+        selection: Selection,
     ):
         self.args, self.log, self.session, self.examiner, self.out = args, log, session, examiner, out
         self.world, self.first_epoch = session.world, 0 if resumed is None else resumed.epoch + 1
-        self.selection = Selection(out, args.select)
-        self.resumed = resumed
+        self.selection, self.resumed = selection, resumed
+        self.last_epoch = self.first_epoch - 1
+        self.scalars: Scalars | None = None
         self.losses: list[Tensor] = []
         self.shown = time.perf_counter()
 
@@ -42,13 +44,11 @@ class Training:
         log.info("  Num examples = %d", len(session.loader.samples))
         log.info("  Batch size = %d", args.batch_size // args.gradient_accumulation_steps)
         log.info("  Num steps = %d", session.total_steps * args.gradient_accumulation_steps)
-        if self.resumed is not None:
-            self.selection.take_up(Path(args.resume_model).parent, self.resumed.epoch)
-            if not self.selection.knows(self.resumed.epoch):  # the run ended after the checkpoint and before its score
-                self._select(self.resumed.epoch)
-        scalars = Scalars(self.out / "tensorboard") if args.tensorboard and self.world.is_main else None
-        self.examiner.scalars = scalars
-        self.step_log = StepLog(self.out / "log.jsonl", self.world, append=self.resumed is not None, scalars=scalars)
+        if self.resumed is not None and not self.selection.knows(self.resumed.epoch):
+            self._select(self.resumed.epoch)  # the run ended after the checkpoint and before its score
+        if args.tensorboard:
+            self.world.on_main(self._open_scalars)
+        self.step_log = StepLog(self.out / "log.jsonl", self.world, keep=session.optimizer.steps, scalars=self.scalars)
         done = session.optimizer.steps * session.pairs_a_step
         bar = {"total": session.total_steps * session.pairs_a_step, "initial": done, "unit": "pair", "smoothing": 0.1}
         try:
@@ -64,13 +64,16 @@ class Training:
                 )
         finally:
             self.step_log.close()
-            if scalars is not None:
-                scalars.close()
+            if self.scalars is not None:
+                self.scalars.close()
         best = self.selection.best_epoch
         if best is not None and best != self.last_epoch:
             weights = self.world.on_main(lambda: checkpoint.read(self._best_file(), intra_layers=session.model.config.intra_layers).weights)
             session.model.load_weights(weights, str(self._best_file()))
         self.examiner.final("eval")
+
+    def _open_scalars(self) -> None:
+        self.scalars = self.examiner.scalars = Scalars(self.out / "tensorboard")
 
     def _best_file(self) -> Path:
         return Path(self.selection.best_file)
@@ -108,15 +111,15 @@ class Training:
         session = self.session
         checkpoint.save_official(model_file(self.out, epoch), session.model.config, dict(session.model.named_parameters()))
         self.log.info("Model saved to %s", model_file(self.out, epoch))
-        path = save_optimizer(self.out, Resumed(epoch, session.stage, loss, session.optimizer.state_dict()))
+        state = Resumed(epoch, session.stage, loss, session.optimizer.state_dict(), run_facts(session), digest(session.model))
+        path = save_optimizer(self.out, state)
         self.log.info("Optimizer saved to %s", path)
 
     def _select(self, epoch: int) -> bool:
         """Scores an epoch on the chosen split; whether training should stop, which is the same on every process."""
         score = self.examiner.epoch(epoch, self.args.select)
         self.selection.add(epoch, score)
-        if self.world.is_main:
-            self.selection.save()
+        self.world.on_main(self.selection.save)
         name = "R1" if self.session.stage == "adapt" else "CIDEr"
         self.log.info("The best model is: %s, the %s is: %.4f", self.selection.best_file, name, self.selection.best_score)
         patience = self.session.recipe.patience

@@ -67,8 +67,8 @@ class Examiner:
         else:
             metrics = self._captions("test", f"hyp_ep_{name}.json", subsets=True)
             table = paper.caption_table(self.dataset, metrics)
-        if self.judge.world.is_main:
-            write_json(self.out / "metrics.json", {"stage": self.judge.stage, "splits": {"test": metrics}})
+        values = {"stage": self.judge.stage, "splits": {"test": metrics}}
+        self.judge.world.on_main(lambda: write_json(self.out / "metrics.json", values))
         self.log.info("\n%s", table)
 
     def _retrieval(self, split: str) -> dict[str, dict]:

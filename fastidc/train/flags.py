@@ -119,7 +119,8 @@ def parser() -> argparse.ArgumentParser:
         if default is False:
             dead.add_argument(*spellings, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         else:
-            dead.add_argument(*spellings, type=type(default), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            kind = int if name == "local_rank" else str  # whatever it says, it decides nothing
+            dead.add_argument(*spellings, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     dead.description = " ".join(f"--{name}" for name in DEAD)
     return p
 
@@ -140,6 +141,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
         refuse("give --do_train or --do_eval.")
     if args.do_eval and not args.do_train and args.init_model is None:
         refuse("--do_eval evaluates a trained model; give it with --init_model.")
+    if not args.output_dir:
+        refuse("--output_dir is empty; give a folder.")
     if args.linear_patch == "3d":
         refuse("--linear_patch 3d is not supported: no published model uses it, and the official code freezes nothing under it; use 2d.")
     for name, least in {"epochs": 1, "batch_size": 1, "batch_size_val": 1, "n_display": 1, "num_thread_reader": 0, "max_words": 3, "gradient_accumulation_steps": 1, "freeze_layer_num": -1, "intra_num_hidden_layers": 1}.items():  # fmt: skip

@@ -30,7 +30,7 @@ def stage_of(args: argparse.Namespace, resumed: Resumed | None) -> tuple[Stage, 
     elif args.gt_dir is not None:
         stage, why = "finetune", "because --gt_dir is given"
     elif args.init_model is None:
-        stage, why = "adapt", "because there is no --init_model"
+        stage, why = "adapt", "because there is no --init_model; for captioning from CLIP alone give --task_type caption"
     elif args.do_train:
         stage, why = "finetune", "because training starts from --init_model"
     elif checkpoint.read(args.init_model).config.captioner_layers:
@@ -98,8 +98,8 @@ def check_splits(args: argparse.Namespace, records: dict[str, list[PairRecord]])
     needed = (["train", args.select] if args.do_train else []) + ["test"]
     for split in needed:
         if not records[split]:
-            way_out = "; choose another with --select" if split == args.select and split != "test" else ""
-            raise FastidcError(f"{args.data_path}: the {split} split is empty{way_out}.")
+            way_out = "select epochs with --select test, or " if split == "val" and records["test"] else ""
+            raise FastidcError(f"{args.data_path}: the {split} split is empty; {way_out}give the data set pairs for it.")
 
 
 def _clip(name: str) -> str:
@@ -124,8 +124,15 @@ def model_of(args: argparse.Namespace, stage: Stage) -> CLIP4IDC:
         intra_layers=None if knows_its_split else args.intra_num_hidden_layers,
         captioner_layers=layers if stage == "finetune" else None,
     )
+    if not args.do_train:
+        if stage == "finetune" and "captioner." in read.fresh:
+            raise FastidcError(f"{source}: holds no captioner, so it cannot caption; give --init_model a file of the captioning stage.")
+        if any(name.startswith("pair_encoder.") for name in read.fresh):
+            raise FastidcError(f"{source}: is a CLIP that never saw a pair; give --init_model a trained file.")
+    if args.freeze_layer_num > read.config.vision_layers:
+        raise FastidcError(f"--freeze_layer_num {args.freeze_layer_num} exceeds the model's {read.config.vision_layers} layers.")
     model = CLIP4IDC(read.config.replace(dropout=dropout))
-    model.load_weights(read.weights, read.source, fresh=read.fresh)
+    model.load_weights(read.weights, read.source, fresh=read.fresh, foreign=read.foreign)
     if stage == "adapt":
         model.drop_captioner()
     return model

@@ -67,16 +67,14 @@ class Judge:
         distinct, rows, owner = sentences_of(records)
         mine = self.world.share(list(records))
         with self._evaluating(), self._bar("embed", mine) as bar:
-            pairs = list(embed_pairs(self.model, mine, self.images, batch_size=self.batch_size, bar=bar))
-            own = embed_sentences(self.model, self.tokenizer, self.world.share(distinct), max_words=self.recipe.max_words)
-        gathered_pairs, gathered_text = self.world.gather(pairs), self.world.gather(list(own))
+            pairs = embed_pairs(self.model, mine, self.images, batch_size=self.batch_size, bar=bar)
+            text = embed_sentences(self.model, self.tokenizer, self.world.share(distinct), max_words=self.recipe.max_words)
+        all_pairs, all_text = self.world.gather_rows(pairs), self.world.gather_rows(text)
 
         def run() -> dict[str, dict]:
             with torch.no_grad():
                 device = self.model.logit_scale.device
-                similarity = self.model.similarity(torch.stack(gathered_text).to(device), torch.stack(gathered_pairs).to(device)).cpu()[
-                    rows
-                ]
+                similarity = self.model.similarity(all_text.to(device), all_pairs.to(device)).cpu()[rows]
             return {name: retrieval_metrics(similarity, owner, ties=name, ks=KS) for name in ties}
 
         return self.world.on_main(run)

@@ -3,8 +3,9 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -23,11 +24,12 @@ from fastidc.train.interpret import check_splits, images_folder, model_of, recip
 from fastidc.train.judge import Judge
 from fastidc.train.optim import Stage
 from fastidc.train.precision import choose_precision
-from fastidc.train.resume import load_optimizer, model_file
+from fastidc.train.resume import Selection, check_same, load_optimizer, model_file
 from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 
 _LARGEST_EVALUATION_BATCH = 256
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,11 +56,11 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     stage, why = stage_of(args, resumed)
     if resumed is not None and resumed.epoch + 1 >= args.epochs:
         raise FastidcError(f"{args.resume_model}: epoch {resumed.epoch + 1} of {args.epochs} is done; give more --epochs to go on.")
-    kind = recognise(Path(args.data_path)) if args.datatype == "auto" else args.datatype
+    kind = _in_official_words(lambda: recognise(args.data_path)) if args.datatype == "auto" else args.datatype
     precision = choose_precision(args.precision, device)
     recipe = recipe_of(args, stage, kind)
     notices: list[str] = []
-    records = load_records(args.data_path, kind, images=images_folder(args, kind), empty="keep", report=notices.append)
+    records = _records(args, kind, notices.append)
     check_splits(args, records)
     references = references_by_split(args, kind, records, notices.append)
     torch.manual_seed(recipe.seed)
@@ -72,12 +74,14 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     images = ImageStore(model.config.image_size)
     evaluation_batch = min(args.batch_size_val, _LARGEST_EVALUATION_BATCH)
     workers = max(1, args.num_thread_reader)
-    session = None
+    session, selection = None, Selection(out, args.select)
     if args.do_train:
         session = Session(stage, recipe, model, records["train"], images, world, device, precision, workers, evaluation_batch)
         judge = session.judge
         if resumed is not None:
+            check_same(resumed, session, args.resume_model, args.init_model)
             session.optimizer.load_state_dict(resumed.optimizer, args.resume_model)
+            selection.take_up(Path(args.resume_model).parent, resumed.epoch)
     else:
         precision.prepare(model.to(device))
         judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch)
@@ -93,11 +97,24 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
             else:
                 if advice := precision.advice(recipe.lr * recipe.coef_lr):
                     log.warning(advice)
-                Training(args, log, session, examiner, out, resumed).go()
+                Training(args, log, session, examiner, out, resumed, selection).go()
     finally:
         for handler in list(log.handlers):
             handler.close()
             log.removeHandler(handler)
+
+
+def _in_official_words(read: Callable[[], T]) -> T:
+    """``read()``, its refusals with the flags of this command line."""
+    try:
+        return read()
+    except FastidcError as refusal:
+        raise FastidcError(str(refusal).replace("--dataset", "--datatype").replace("--images", "--features_path")) from None
+
+
+def _records(args: argparse.Namespace, kind: str, report: Callable[[str], None]) -> dict[str, list[PairRecord]]:
+    images = images_folder(args, kind)
+    return _in_official_words(lambda: load_records(args.data_path, kind, images=images, empty="keep", report=report))
 
 
 def _make_folder(out: Path) -> None:
@@ -137,7 +154,9 @@ def _announce(
     for name, value in sorted(vars(args).items()):
         log.info("  <<< %s: %s", name, value)
     log.info("device: %s n_gpu: %s", device, torch.cuda.device_count() if device.type == "cuda" else 0)
-    log.info("task_type: %s (%s)", args.task_type, why)
+    log.log(logging.WARNING if "no --init_model" in why else logging.INFO, "task_type: %s (%s)", args.task_type, why)
+    if args.do_train and not args.resume_model and (old := sorted(path.name for path in Path(args.output_dir).glob("pytorch_*.bin.*"))):
+        log.warning("%s holds an earlier run (%s, ...); its files are replaced epoch by epoch", args.output_dir, old[0])
     if dead:
         log.warning("without effect, as in the official code: %s", ", ".join(f"--{name}" for name in dead))
     for notice in notices:

@@ -169,8 +169,11 @@ class Optimizer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         for group, lr in zip(self.param_groups, self.lrs, strict=True):
             group["lr"] = lr
+        # One decision for all optimisers: the clip has spread what is not finite to every gradient. Only a scaled loss makes the host wait.
+        skip = self.scaler.is_enabled() and not bool(norm.isfinite())
         for inner in self.inner:
-            self.scaler.step(inner)
+            if not skip:
+                self.scaler.step(inner)
             inner.zero_grad(set_to_none=True)
         self.scaler.update()
         self.steps += 1
@@ -190,12 +193,34 @@ class Optimizer:
                 raise FastidcError(
                     f"{source}: its parameters are grouped otherwise than this run's; resume with the same task, optimiser, rates and freezing."
                 )
+            if not isinstance(state["steps"], int) or state["steps"] < 0:
+                raise FastidcError(f"{source}: its number of steps is {state['steps']!r}; the file is damaged.")
+            if bool(state["scaler"]) != self.scaler.is_enabled():
+                raise FastidcError(f"{source}: it was written with another --precision, as far as loss scaling goes; resume with the same.")
             for inner, saved in zip(self.inner, state["inner"], strict=True):
+                _check_moments(inner, saved["state"], state["steps"], source)
                 inner.load_state_dict(saved)
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
             self.steps = state["steps"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, FastidcError):
                 raise
             raise FastidcError(f"{source}: not the optimiser's state of a fastidc run ({type(error).__name__}: {error}).") from None
         self.param_groups = [group for inner in self.inner for group in inner.param_groups]
+
+
+def _check_moments(inner: torch.optim.Optimizer, saved: dict, steps: int, source: str) -> None:
+    """FastidcError unless a saved state has every parameter's moments, in its shape."""
+    place = 0
+    for group in inner.param_groups:
+        for name, p in zip(group["names"], group["params"], strict=True):
+            entry = saved.get(place, {})
+            place += 1
+            if steps and not entry:
+                raise FastidcError(f"{source}: the moments of {name} are missing; the file is damaged.")
+            for key, value in entry.items():
+                if isinstance(value, Tensor) and key != "step" and value.shape != p.shape:
+                    raise FastidcError(
+                        f"{source}: {key} of {name} has shape {list(value.shape)}, the parameter {list(p.shape)}; the file is damaged."
+                    )

@@ -1,15 +1,18 @@
 """What the official run leaves for going on: pytorch_opt.bin.{epoch}, and the scores of its epochs."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastidc.data.records import read_json
 from fastidc.errors import FastidcError
 from fastidc.files import write_json
 from fastidc.train.optim import Stage
+from fastidc.train.session import Session
 
 SELECTION_FILE = "selection.json"
 
@@ -26,6 +29,36 @@ class Resumed:
     stage: Stage
     loss: float
     optimizer: dict  # `fastidc.train.optim.Optimizer.state_dict`
+    run: dict  # what has to be the same for going on: see `check_same`
+    model: str  # `digest` of the weights that belong to it
+
+
+def digest(model: nn.Module) -> str:
+    """A fingerprint of a model's parameters: names, dtypes and bits."""
+    out = hashlib.blake2b(digest_size=16)
+    for name, p in model.named_parameters():
+        out.update(f"{name} {p.dtype} {list(p.shape)}".encode())
+        out.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return out.hexdigest()
+
+
+def run_facts(session: Session) -> dict:
+    """What decides where in the data a step is, and what its numbers are."""
+    recipe = session.recipe
+    facts = {"batch_size": recipe.batch_size, "gradient_accumulation_steps": recipe.accumulate, "seed": recipe.seed}
+    return facts | {"precision": session.precision.name, "steps_per_epoch": session.loader.steps}
+
+
+def check_same(resumed: "Resumed", session: Session, source: str, model: str) -> None:
+    """FastidcError where a run cannot go on from ``resumed``: another place in the data, other numbers, other weights."""
+    for name, value in run_facts(session).items():
+        if resumed.run.get(name) != value:
+            way_out = "the data has changed" if name == "steps_per_epoch" else f"resume with --{name} {resumed.run.get(name)}"
+            raise FastidcError(f"{source}: was written by a run with {name} {resumed.run.get(name)}, and this one has {value}; {way_out}.")
+    if resumed.model != digest(session.model):
+        raise FastidcError(
+            f"{source}: does not belong to the weights in {model}; give --init_model the pytorch_model.bin.{resumed.epoch} beside it, or leave it out."
+        )
 
 
 def save_optimizer(folder: Path, state: Resumed) -> Path:
@@ -33,6 +66,7 @@ def save_optimizer(folder: Path, state: Resumed) -> Path:
     path = folder / f"pytorch_opt.bin.{state.epoch}"
     aside = folder / f".{path.name}.{os.getpid()}"
     values = {"epoch": state.epoch, "optimizer_state_dict": state.optimizer, "loss": state.loss, "stage": state.stage}
+    values |= {"run": state.run, "model": state.model}
     try:
         torch.save(values, aside)
         os.replace(aside, path)
@@ -49,12 +83,17 @@ def load_optimizer(path: str | os.PathLike) -> Resumed:
     except FileNotFoundError:
         raise FastidcError(f"{path}: no such file; --resume_model takes a pytorch_opt.bin.* of this script.") from None
     except Exception as error:  # every damage has its own exception
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise FastidcError(f"{path}: cannot be read as an optimiser's state ({reason[0][:200]}).") from None
-    keys = {"epoch", "optimizer_state_dict", "loss", "stage"}
-    if not isinstance(state, dict) or not keys <= set(state):
-        raise FastidcError(f"{path}: not a pytorch_opt.bin.* of this script; the fields {', '.join(sorted(keys))} were expected.")
-    return Resumed(state["epoch"], state["stage"], state["loss"], state["optimizer_state_dict"])
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FastidcError(f"{path}: cannot be read as an optimiser's state ({reason[:200]}); resume from an earlier one.") from None
+    kinds = {"epoch": int, "optimizer_state_dict": dict, "loss": float, "stage": str, "run": dict, "model": str}
+    if not isinstance(state, dict) or not set(kinds) <= set(state):
+        raise FastidcError(f"{path}: not a pytorch_opt.bin.* of this script; the fields {', '.join(sorted(kinds))} were expected.")
+    for name, kind in kinds.items():
+        if not isinstance(state[name], kind):
+            raise FastidcError(
+                f"{path}: field {name} is a {type(state[name]).__name__}, a {kind.__name__} was expected; the file is damaged."
+            )
+    return Resumed(state["epoch"], state["stage"], state["loss"], state["optimizer_state_dict"], state["run"], state["model"])
 
 
 class Selection:
@@ -76,6 +115,12 @@ class Selection:
             raise FastidcError(
                 f"{path}: the epochs so far were selected on {values.get('split')}, not on {self.split}; resume with the same --select."
             )
+        for index, entry in enumerate(values["epochs"]):
+            whole = isinstance(entry, dict) and isinstance(entry.get("epoch"), int) and isinstance(entry.get("file"), str)
+            if not whole or not isinstance(entry.get("score"), int | float):
+                raise FastidcError(
+                    f"{path}: epochs[{index}] must have the numbers epoch and score and the text file; delete the file to go on without it."
+                )
         self.scores = [entry for entry in values["epochs"] if entry["epoch"] <= last_epoch]
 
     def knows(self, epoch: int) -> bool:

@@ -165,12 +165,17 @@ class _Run:
                 "torch": torch.__version__,
             },
         }
-        self.scalars = Scalars(self.out / "tensorboard") if options.tensorboard and self.world.is_main else None
+        self.tensorboard: bool = options.tensorboard
+        self.scalars: Scalars | None = None
+
+    def _open_scalars(self) -> None:
+        self.scalars = Scalars(self.out / "tensorboard")
 
     def go(self) -> dict:
         session, out = self.session, self.out
-        if self.world.is_main:
-            checkpoint.write_config(out, session.model.config, self.facts)
+        self.world.on_main(lambda: checkpoint.write_config(out, session.model.config, self.facts))
+        if self.tensorboard:
+            self.world.on_main(self._open_scalars)
         self.log = StepLog(out / "log.jsonl", self.world, scalars=self.scalars)
         total = session.total_steps * session.pairs_a_step
         try:
@@ -192,8 +197,7 @@ class _Run:
         metrics = {"stage": session.stage, "dataset": self.facts["run"]["dataset"], "selected": self.best, "splits": {}}
         if self.records["test"]:
             self.final(self.records["test"], metrics)
-        if self.world.is_main:
-            write_json(out / "metrics.json", metrics)
+        self.world.on_main(lambda: write_json(out / "metrics.json", metrics))
         if self.scalars is not None:
             self.scalars.close()
         return metrics
@@ -242,7 +246,6 @@ class _Run:
             metrics["splits"]["test"], metrics["legacy_ties"] = retrieval["strict"], {"test": retrieval["legacy"]}
             return
         hypotheses = judge.captions(records)
-        if self.world.is_main:
-            write_references(self.out / "references.json", references_of(records))
-            write_results(self.out / "hyp_test.json", hypotheses)
+        self.world.on_main(lambda: write_references(self.out / "references.json", references_of(records)))
+        self.world.on_main(lambda: write_results(self.out / "hyp_test.json", hypotheses))
         metrics["splits"]["test"] = judge.caption_scores(records, hypotheses)

@@ -63,12 +63,12 @@ def test_spot_merges_drops_and_keeps(tmp_path):
         "test": [("8.png", "8.png", "8_2.png", ("one",))],
     }
     assert said == [
-        "spot: 3 empty sentences of train left out, and 1 pair that had no other (empty=keep leaves them in).",
+        "spot: 3 empty sentences of train left out, and 1 pair that had no other (--empty keep leaves them in).",
     ]
     assert records["train"][0].distractor is None
     kept = load_records(tree, "spot", empty="keep", report=said.append)
     assert [r.captions for r in kept["train"]] == [("a car is gone", "the van moved", ""), ("", "two people left"), ("  ",)]
-    assert said[1] == "spot: 3 empty sentences of train kept as empty captions (empty=drop leaves them out)."
+    assert said[1] == "spot: 3 empty sentences of train kept as empty captions (--empty drop leaves them out)."
 
 
 def test_spot_reformatted_goes_first_and_ids_may_be_numbers(tmp_path):

@@ -30,7 +30,7 @@ def test_tables_read(tmp_path, suffix):
         "test": [("5", "5.png", "5.png", ("a pond",))],
     }
     assert [records[split][0].type for split in records] == ["drop", None, "add"]
-    assert said == ["table: 1 empty sentence of test left out, and 1 pair that had no other (empty=keep leaves them in)."]
+    assert said == ["table: 1 empty sentence of test left out, and 1 pair that had no other (--empty keep leaves them in)."]
     assert load_records(path.parent) == records
     kept = load_records(path.parent, "table", empty="keep")["test"]
     assert (kept[0].id, kept[0].captions) == ("3-4", ("",))

@@ -48,11 +48,21 @@ def gradients(world: World) -> dict[str, list]:
 def talk(world: World) -> list:
     """`World`'s few methods; every process gets the same answers."""
     items = list(range(7))
+    rows = torch.arange(14.0).view(7, 2)
+    together = world.gather_rows(rows[world.rank :: world.size])
+    assert (together is None) == (world.rank != 0)
+    assert together is None or torch.equal(together, rows)
+    big = torch.zeros(4000, 256)  # 4 MB; row by row it was 16 GB, because every row took all of them with it
+    world.gather_rows(big)
     said = [world.gather(world.share(items)), world.broadcast(f"from {world.rank}"), world.on_main(lambda: world.rank)]
     try:
         world.on_main(lambda: (_ for _ in ()).throw(FastidcError("refused on the first")))
     except FastidcError as error:
         said.append(str(error))
+    try:
+        world.on_main(lambda: 1 // 0)
+    except (FastidcError, ZeroDivisionError) as error:
+        said.append(type(error).__name__)
     return said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -221,7 +222,16 @@ def test_refusals(clevr, clip, adapted, tmp_path, capsys):
     assert "epoch 2 of 2 is done; give more --epochs" in refused(
         capsys, out, retrieval, clevr, out, clip, "--resume_model", adapted / "pytorch_opt.bin.1"
     )
+    line = ["--resume_model", adapted / "pytorch_opt.bin.0", "--epochs", 3]
+    assert "does not belong to the weights in" in ask(*line, "--init_model", init)
+    assert "batch_size 8, and this one has 4; resume with --batch_size 8" in ask(*line, "--batch_size", 4)
+    assert "precision fp32, and this one has fp16-official" in ask(*line, "--precision", "fp16-official")
+    assert "seed 42, and this one has 7" in ask(*line, "--seed", 7)
     assert "grouped otherwise" in ask("--resume_model", adapted / "pytorch_opt.bin.0", "--freeze_layer_num", 1)
+    assert "--freeze_layer_num 99 exceeds the model's 3 layers" in ask("--freeze_layer_num", 99)
+    evaluate = ["--do_eval", "--data_path", str(clevr), "--output_dir", str(out), "--intra_num_hidden_layers", "2", "--device", "cpu"]
+    assert "holds no captioner" in refused(capsys, out, main, [*evaluate, "--task_type", "caption", "--init_model", str(init)])
+    assert "is a CLIP that never saw a pair" in refused(capsys, out, main, [*evaluate, "--init_model", str(clip)])
     no_gt = refused(capsys, out, caption, clevr, out, init, "--gt_dir", tmp_path)
     assert "clevr_total_change_captions_reformat.json: no such file" in no_gt
     gt = tmp_path / "gt"
@@ -230,7 +240,82 @@ def test_refusals(clevr, clip, adapted, tmp_path, capsys):
     write_references(gt / "clevr_total_change_captions_reformat.json", dict(list(references.items())[1:]))
     missing = next(iter(references))
     assert f"no annotation has image_id {missing!r}" in refused(capsys, out, caption, clevr, out, init, "--gt_dir", gt)
+    other = tmp_path / "other" / "data"
+    shutil.copytree(clevr, other)
+    splits = json.loads((other / "splits.json").read_text())
+    (other / "splits.json").write_text(json.dumps(splits | {"train": splits["train"] + splits["val"], "val": []}))
+    assert "the val split is empty; select epochs with --select test" in refused(capsys, out, retrieval, other, out, clip)
+    (tmp_path / "spot" / "images").mkdir(parents=True)
+    mixed = refused(capsys, out, retrieval, tmp_path / "spot", out, clip, "--datatype", "auto")
+    assert "--datatype" in mixed
     decoder = worlds.decoder_folder(tmp_path / "decoder", dropout=2.0)
     assert "hidden_dropout_prob must be a number in [0, 1), got 2.0" in refused(
         capsys, out, caption, clevr, out, init, "--decoder_model", decoder
     )
+
+
+def damaged(path, out, change):
+    """A copy of a pytorch_opt.bin.0 with its model beside it, its contents changed."""
+    out.mkdir()
+    shutil.copy(path.with_name("pytorch_model.bin.0"), out)
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, out / "pytorch_opt.bin.0")
+    return out / "pytorch_opt.bin.0"
+
+
+def moments(state):
+    return state["optimizer_state_dict"]["inner"][0]["state"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.update(epoch="a"), "field epoch is a str, a int was expected"),
+        (lambda state: state["optimizer_state_dict"].update(steps="a"), "its number of steps is 'a'"),
+        (lambda state: moments(state).pop(3), "the moments of"),
+        (lambda state: moments(state)[2].update(first_moment=torch.zeros(3, 3, 3)), "has shape [3, 3, 3], the parameter"),
+        (lambda state: state.pop("run"), "not a pytorch_opt.bin.* of this script"),
+    ],
+)
+def test_a_damaged_optimiser_state_is_a_sentence(clevr, clip, adapted, tmp_path, capsys, change, sentence):
+    path = damaged(adapted / "pytorch_opt.bin.0", tmp_path / "damaged", change)
+    assert sentence in refused(capsys, tmp_path / "run", retrieval, clevr, tmp_path / "run", clip, "--resume_model", path)
+
+
+@pytest.mark.parametrize(("entry", "sentence"), [({"epoch": "a"}, "epochs[0] must have"), (3, "epochs[0] must have")])
+def test_damaged_scores_are_a_sentence(clevr, clip, adapted, tmp_path, capsys, entry, sentence):
+    path = damaged(adapted / "pytorch_opt.bin.0", tmp_path / "damaged", lambda state: None)
+    (tmp_path / "damaged" / "selection.json").write_text(json.dumps({"split": "val", "epochs": [entry]}))
+    assert sentence in refused(capsys, tmp_path / "run", retrieval, clevr, tmp_path / "run", clip, "--resume_model", path)
+
+
+def test_a_log_that_a_kill_cut_short_goes_on_without_repeating(clevr, clip, adapted, tmp_path):
+    """Steps after the checkpoint are of the past that did not happen; so is half a line."""
+    out = tmp_path / "run"
+    shutil.copytree(adapted, out)
+    whole = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text("\n".join(whole[:-2]) + "\n" + whole[-2][:20])
+    assert retrieval(clevr, out, clip, "--resume_model", out / "pytorch_opt.bin.0") == 0
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(whole) + 1))
+    assert (out / "pytorch_model.bin.1").read_bytes() == (adapted / "pytorch_model.bin.1").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "tensorboard"])
+def test_a_file_or_folder_in_the_way_is_a_sentence(clevr, clip, tmp_path, capsys, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    if name == "tensorboard":
+        (out / name).write_text("")
+    else:
+        (out / name).mkdir()
+    assert retrieval(clevr, out, clip, "--tensorboard") == 2
+    assert str(out / name) in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_processes_without_torchrun_are_a_sentence(clevr, clip, tmp_path, capsys, monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start the processes with torchrun" in refused(capsys, tmp_path / "run", retrieval, clevr, tmp_path / "run", clip)

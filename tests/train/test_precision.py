@@ -13,6 +13,7 @@ from fastidc import checkpoint, ops
 from fastidc.config import PRESETS
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.train.engine import MOST_SKIPPED, StepLog
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import PRECISIONS, Precision, choose_precision
 
@@ -182,6 +183,36 @@ def test_fp16_scales_the_loss_and_leaves_out_a_step_with_an_overflow():
     assert not math.isfinite(norm)
     assert scaler.get_scale() < factor
     assert step(spoil=False)[1]
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_an_overflow_stops_every_optimiser_of_the_step(bad):
+    """Muon and AdamW share a step: what is not finite in one's gradient reaches the other's through the clip."""
+    torch.manual_seed(0)
+    model = CLIP4IDC(CONFIG)
+    scaler = Precision("fp16", "cpu").scaler()
+    optimizer = Optimizer(model, "adapt", PRESETS["tiny"].adapt, 100, scaler)
+    assert len(optimizer.inner) == 2
+    before, after = torch.randint(0, 256, (2, 4, 3, 48, 48), dtype=torch.uint8)
+    ids = torch.randint(1, 100, (4, 8))
+    ids[:, -1] = CONFIG.end_id
+    scaler.scale(model.adaptation_loss(before, after, ids)).backward()
+    model.pair_encoder.blocks[0].mlp.fc1.weight.grad[0, 0] = bad
+    weights, factor = [p.detach().clone() for p in optimizer.parameters], scaler.get_scale()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights, optimizer.parameters, strict=True))
+    assert scaler.get_scale() < factor
+
+
+def test_a_run_that_skips_every_step_ends_with_a_sentence(tmp_path):
+    log = StepLog(tmp_path / "log.jsonl")
+    with pytest.raises(FastidcError, match=f"not finite at step {MOST_SKIPPED}"):  # noqa: PT012
+        for step in range(1, 60):
+            log.add({"step": step, "lr": [1.0], "scaled": True}, torch.tensor(1.0), torch.tensor(math.inf))
+    log = StepLog(tmp_path / "log.jsonl")
+    for step in range(1, 120):  # a skipped step now and then is how the scaler finds its factor
+        log.add({"step": step, "lr": [1.0], "scaled": True}, torch.tensor(1.0), torch.tensor(math.inf if step % 3 else 1.0))
+    log.close()
 
 
 def test_unscaled_gradients_are_those_without_scaling():

@@ -61,7 +61,13 @@ def test_every_run_of_both_processes_ends_as_it_should(two):
 def test_world(two):
     _, facts, _ = two
     for rank, fact in enumerate(facts):
-        assert fact["talk"] == [list(range(7)) if rank == 0 else None, "from 0", 0, "refused on the first"]
+        assert fact["talk"] == [
+            list(range(7)) if rank == 0 else None,
+            "from 0",
+            0,
+            "refused on the first",
+            ["FastidcError", "ZeroDivisionError"][rank == 0],
+        ]
 
 
 def test_info_nce_over_processes(two):

@@ -136,9 +136,9 @@ def apply_empty(name: str, annotations: Annotations, empty: str, report: Report 
             spoken = (replace(entry, captions=tuple(text for text in entry.captions if text.strip())) for entry in entries)
             out[split] = [entry for entry in spoken if entry.captions]
             pairs = len(entries) - len(out[split])
-            said += f" left out, and {pairs} pair{'s' * (pairs != 1)} that had no other (empty=keep leaves them in)"
+            said += f" left out, and {pairs} pair{'s' * (pairs != 1)} that had no other (--empty keep leaves them in)"
         else:
-            said += " kept as empty captions (empty=drop leaves them out)"
+            said += " kept as empty captions (--empty drop leaves them out)"
         if report is not None:
             report(said + ".")
     return out

@@ -89,4 +89,11 @@ def types(path: Path) -> dict[str, str]:
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
         raise FastidcError(f"{path}: must be an object of change type -> list of image names.")
-    return {name: kind for kind, names in table.items() for name in names}
+    out: dict[str, str] = {}
+    for kind, names in table.items():
+        for index, name in enumerate(names):
+            if not isinstance(name, str):
+                raise FastidcError(f"{path}: field {kind!r}[{index}] must be an image name, got {name!r}.")
+            if out.setdefault(name, kind) != kind:
+                raise FastidcError(f"{path}: {name!r} stands under two types, {out[name]!r} and {kind!r}[{index}]; keep it under one.")
+    return out
