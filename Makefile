@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow bench-smoke lint format clean
 
 install: $(READY)
 
@@ -26,6 +26,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+bench-smoke: $(READY)
+	PYTHONPATH=.:kernels $(BIN)/python -m bench all --smoke --cpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,158 @@
+"""The only place with shapes: the paper's first, then those of larger towers, and a tiny list of every family for ``--smoke``.
+
+``Scale``: "paper" is every size, for a GPU; "cpu" the smallest size of every shape; "smoke" the tiny list.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastidc.config import ModelConfig
+
+Scale = Literal["paper", "cpu", "smoke"]
+CAPTION = (10, 18)  # tokens of a packed caption, start and end included, drawn evenly: 14 on average
+
+B32 = ModelConfig()
+B16 = ModelConfig(patch_size=16)
+L14 = ModelConfig(patch_size=14, vision_width=1024, vision_layers=24, intra_layers=18, embed_dim=768)
+TINY = ModelConfig(
+    image_size=32,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=2,
+    intra_layers=1,
+    embed_dim=64,
+    text_layers=1,
+    vocab_size=64,
+    context_length=40,
+    captioner_layers=1,
+)
+
+
+def sized(sizes: tuple[int, ...], scale: Scale) -> tuple[int, ...]:
+    return sizes if scale == "paper" else sizes[:1]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """``sequences`` of ``length`` a pair. keys: cross-attention over so many; ragged: packed captions of at most ``length`` tokens."""
+
+    name: str
+    length: int
+    heads: int
+    sizes: tuple[int, ...]  # pairs
+    sequences: int = 1
+    causal: bool = False
+    dropout: float = 0.0
+    keys: int | None = None
+    ragged: bool = False
+    head_dim: int = 64
+
+
+_PAIRS = (16, 64, 128, 512, 1024, 4096)
+_FEWER = (16, 64, 256, 1024)
+ATTENTION = (
+    AttentionShape("intra B/32", 50, 12, _PAIRS, sequences=2),
+    AttentionShape("inter B/32", 100, 12, _PAIRS),
+    AttentionShape("text", 32, 8, _PAIRS, causal=True),
+    AttentionShape("text packed", 32, 8, _PAIRS, causal=True, ragged=True),
+    AttentionShape("caption encoder", 100, 8, _PAIRS, dropout=0.1),
+    AttentionShape("caption cross", 32, 8, _PAIRS, keys=100),
+    AttentionShape("intra B/16", 197, 12, _FEWER, sequences=2),
+    AttentionShape("inter B/16", 394, 12, _FEWER),
+    AttentionShape("intra L/14", 257, 16, _FEWER, sequences=2),
+    AttentionShape("inter L/14", 514, 16, _FEWER),
+)
+ATTENTION_SMOKE = (
+    AttentionShape("intra", 10, 2, (3,), sequences=2, head_dim=16),
+    AttentionShape("text", 8, 2, (3,), causal=True, head_dim=16),
+    AttentionShape("text packed", 18, 2, (3,), causal=True, ragged=True, head_dim=16),
+    AttentionShape("caption encoder", 12, 2, (3,), dropout=0.1, head_dim=16),
+    AttentionShape("caption cross", 6, 2, (3,), keys=12, head_dim=16),
+)
+
+# (batch, width, with gradients)
+INFO_NCE = (
+    *((batch, 512, True) for batch in (128, 512, 1024, 4096, 16384, 65536)),
+    (262144, 512, False),
+    *((batch, 768, True) for batch in (128, 1024, 16384)),
+)
+INFO_NCE_CPU = ((128, 512, True), (512, 512, True), (128, 768, True))
+INFO_NCE_SMOKE = ((8, 16, True), (8, 16, False))
+
+
+@dataclass(frozen=True)
+class VocabularyShape:
+    """``rows`` of width ``width``, of which the share ``real`` has a target (the others hold the pad id); trained: the table wants its gradient."""
+
+    name: str
+    rows: int
+    trained: bool
+    bias: bool = True
+    real: float = 1.0
+    width: int = 512
+    vocabulary: int = 49408
+
+
+VOCABULARY = tuple(
+    VocabularyShape(f"{'trained' if trained else 'frozen'} N={rows}", rows, trained)
+    for rows in (224, 1792, 14336, 57344)
+    for trained in (False, True)
+) + (
+    VocabularyShape("frozen padded N=32768", 32768, False, real=14 / 32),
+    VocabularyShape("frozen no bias N=14336", 14336, False, bias=False),
+    VocabularyShape("trained no bias N=14336", 14336, True, bias=False),
+)
+VOCABULARY_CPU = VOCABULARY[:2]
+VOCABULARY_SMOKE = tuple(
+    VocabularyShape(f"{'trained' if trained else 'frozen'}{'' if bias else ' no bias'}", 6, trained, bias, real, 16, 40)
+    for trained, bias, real in ((False, True, 1.0), (True, True, 0.5), (True, False, 1.0))
+)
+
+# (name, rows, width, with residual): a block's own is with residual
+LAYER_NORM = tuple(
+    (name, pairs * tokens, width, residual)
+    for name, tokens, width in (("B/32", 100, 768), ("text", 14, 512), ("B/16", 394, 768), ("L/14", 514, 1024))
+    for pairs in (16, 128, 1024)
+    for residual in (True, False)
+)
+LAYER_NORM_CPU = LAYER_NORM[:2]
+LAYER_NORM_SMOKE = (("tiny", 12, 32, True), ("tiny", 12, 32, False))
+
+# (name, patch size, images gathered from a store of twice as many)
+PATCHES = tuple((name, patch, images) for name, patch in (("B/32", 32), ("B/16", 16), ("L/14", 14)) for images in (32, 256, 2048))
+PATCHES_CPU = (("B/32", 32, 8),)
+PATCHES_SMOKE = (("tiny", 16, 3),)
+
+# (format, images in a call, width, height): CLEVR-Change is PNG 480x320
+LOADER = (("png", 256, 480, 320), ("jpeg", 256, 480, 320))
+LOADER_CPU = (("png", 16, 480, 320), ("jpeg", 16, 480, 320))
+LOADER_SMOKE = (("png", 3, 48, 32), ("jpeg", 3, 48, 32))
+
+OPTIMIZER = (("adapt B/32", B32, "adapt"), ("finetune B/32", B32, "finetune"), ("adapt L/14", L14, "adapt"))
+OPTIMIZER_CPU = OPTIMIZER[:1]
+OPTIMIZER_SMOKE = (("tiny", TINY, "finetune"),)
+
+# (name, config, stage, samples a step)
+_MODELS = (("B/32", B32), ("B/16", B16), ("L/14", L14))
+TRAIN_STEP = tuple(
+    (name, config, stage, batch)
+    for name, config in _MODELS
+    for stage, sizes in (("adapt", (64, 128, 512, 1024)), ("finetune", (16, 64, 256)))
+    for batch in (sizes if name == "B/32" else sizes[:2])
+)
+TRAIN_STEP_CPU = (("B/32", B32, "adapt", 2), ("B/32", B32, "finetune", 1))
+TRAIN_STEP_SMOKE = (("tiny", TINY, "adapt", 2), ("tiny", TINY, "finetune", 2))
+
+# (name, config, pairs)
+GENERATE = tuple((name, config, pairs) for name, config in _MODELS for pairs in ((1, 64, 1024) if name == "B/32" else (1, 64)))
+GENERATE_CPU = (("B/32", B32, 2),)
+GENERATE_SMOKE = (("tiny", TINY, 2),)
+STEPS = {"paper": 32, "cpu": 32, "smoke": 5}  # words generated
+
+
+def of(family: str, scale: Scale) -> tuple:
+    """The shapes of ``family`` at ``scale``."""
+    name = family.upper()
+    everything = globals()
+    suffix = {"paper": "", "cpu": "_CPU", "smoke": "_SMOKE"}[scale]
+    return everything.get(name + suffix, everything[name])

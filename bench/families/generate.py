@@ -1,0 +1,77 @@
+"""Greedy captions of a batch of pairs, 32 steps for everyone, from pixels to ids: fastidc against A and B.
+
+The gate asks the float64 reference about every word that a variant chose, given its own words before: how far below the best one does it
+lie, in standard deviations of the logits over the vocabulary? So rounding may choose between equals, and one such choice spoils nothing.
+"""
+
+import torch
+
+from bench import roofline
+from bench.case import Case, Variant, Verdict
+from bench.cases import STEPS, Scale, of
+from bench.families import steps
+from fastidc.config import ModelConfig
+
+ABOUT = "greedy decoding; pairs/s on CUDA, ratios on a CPU"
+BASELINES = ("A official", "B idiomatic")
+SETTINGS = {
+    "paper": {"seconds": 15.0, "least": 5, "most": 20, "warm_up": 2},
+    "cpu": {"seconds": 60.0, "least": 5, "most": 5, "warm_up": 1},
+    "smoke": {"seconds": 1.0, "least": 3, "most": 3, "warm_up": 1},
+}
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+def cases(scale: Scale, device: str, dtype: torch.dtype) -> list[Case]:
+    return [_case(*shape, scale, device, dtype) for shape in of("generate", scale)]
+
+
+def _case(name: str, config: ModelConfig, pairs: int, scale: Scale, device: str, dtype: torch.dtype) -> Case:
+    return Case(
+        family="generate",
+        name=f"{name} b={pairs} {STEPS[scale]} steps",
+        shape={"config": config, "pairs": pairs, "steps": STEPS[scale]},
+        device=device,
+        dtype=dtype,
+        make_inputs=lambda device, dtype, seed: {},
+        check=check,
+        wall=True,
+        items=("pairs", pairs),
+        floor=roofline.generation(config, pairs, STEPS[scale]),
+    )
+
+
+def variants(case: Case) -> list[Variant]:
+    return steps.variants(lambda case, name: _generate(case, name, case.shape["pairs"]))
+
+
+def _generate(case: Case, name: str, pairs: int):
+    config = case.shape["config"]
+    stepper = steps.build(case, name, config, "finetune", stop_early=False)
+    batch = stepper.prepare(_pairs_only(config, pairs))
+    return lambda: stepper.generate(batch, case.shape["steps"])
+
+
+def _pairs_only(config: ModelConfig, pairs: int):
+    import dataclasses
+
+    batch = steps.batch_of(config, "adapt", pairs)
+    return dataclasses.replace(batch, text_ids=None)
+
+
+def check(case: Case, variant: Variant, function) -> Verdict:
+    from fastidc.reference import clip4idc as reference
+
+    config = case.shape["config"]
+    ids = _generate(case, variant.name, steps.GATE_SAMPLES)().flatten(0, 1)
+    w = steps.exact_weights(config, case.device, False)
+    images = steps.normalised(_pairs_only(config, steps.GATE_SAMPLES).images.to(case.device))
+    start = torch.full_like(ids[:, :1], config.start_id)
+    given = torch.cat([start, ids[:, :-1]], dim=1)
+    with torch.no_grad():
+        memory = reference.caption_memory(w, reference.encode_pair(w, images, config.intra_layers)[1])
+        logits = reference.caption_logits(w, memory, given, torch.ones_like(given))  # [B, T, V]
+    regret = (logits.amax(-1) - logits.gather(-1, ids[..., None])[..., 0]) / logits.std(-1)
+    ended = (ids == config.end_id).cumsum(1)
+    counts = (ended - (ids == config.end_id).long()) == 0  # what follows the end token has no meaning
+    return Verdict(float((regret * counts).max()), LIMITS[case.dtype], "a chosen word")
