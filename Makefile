@@ -21,8 +21,9 @@ $(READY): pyproject.toml setup.py
 demo: $(READY)
 	$(BIN)/fastidc demo
 
+# Up to four processes with one thread each: most tests are too small for more, and threads of several processes fight.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -20,10 +20,10 @@ def bert_adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     weight_decay: float = 0.01,
-    max_norm: float = 1.0,
+    max_norm: float | None = 1.0,
     backend: str = "auto",
 ) -> None:
-    """Updates ``params`` and both moments in place; ``grads`` are clipped tensor by tensor to ``max_norm`` and may be overwritten.
+    """Updates ``params`` and both moments in place; ``grads`` are clipped tensor by tensor to ``max_norm`` (None: not at all) and may be overwritten.
 
     Adam without bias correction, u = m / (sqrt(v) + eps), decoupled decay inside the update, p -= lr (u + weight_decay p)
     (clip4idc.md 5.1). All four sequences have the same length and shapes; ``lr`` is the scheduled rate of this step.
@@ -39,25 +39,37 @@ def bert_adam(
         run(*tensors, lr, betas, eps, weight_decay, max_norm)
 
 
-def _foreach(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:
-    scales = torch._foreach_norm(grads)
-    torch._foreach_add_(scales, 1e-6)
-    torch._foreach_reciprocal_(scales)
-    torch._foreach_mul_(scales, max_norm)
-    torch._foreach_clamp_max_(scales, 1.0)
-    torch._foreach_mul_(grads, scales)
+# Adam's bias corrections are 1 - beta^step: after so many steps both are 1 to the last bit, which is what BertAdam computes at every step.
+_UNCORRECTED = 1e9
+
+
+def _torch(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay, max_norm) -> None:
+    """torch's fused AdamW, whose decay p (1 - lr wd) - lr u is BertAdam's p - lr (u + wd p): one pass over the memory."""
+    if max_norm is not None:
+        scales = torch._foreach_norm(grads)
+        torch._foreach_add_(scales, 1e-6)
+        torch._foreach_reciprocal_(scales)
+        torch._foreach_mul_(scales, max_norm)
+        torch._foreach_clamp_max_(scales, 1.0)
+        torch._foreach_mul_(grads, scales)
     if params[0].dtype.itemsize < 4:
         return _foreach_half(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay)
-    torch._foreach_lerp_(first_moments, grads, 1 - betas[0])
-    torch._foreach_mul_(second_moments, betas[1])
-    torch._foreach_addcmul_(second_moments, grads, grads, 1 - betas[1])
-    update = torch._foreach_sqrt(second_moments)
-    torch._foreach_add_(update, eps)
-    torch._foreach_reciprocal_(update)
-    torch._foreach_mul_(update, first_moments)
-    if weight_decay > 0:
-        torch._foreach_add_(update, params, alpha=weight_decay)
-    torch._foreach_add_(params, update, alpha=-lr)
+    steps = [torch.full((), _UNCORRECTED, device=params[0].device)] * len(params)
+    torch._fused_adamw_(
+        params,
+        grads,
+        first_moments,
+        second_moments,
+        [],
+        steps,
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _foreach_half(params, grads, first_moments, second_moments, lr, betas, eps, weight_decay) -> None:
@@ -82,4 +94,4 @@ def _reference(params, grads, first_moments, second_moments, lr, betas, eps, wei
         reference.bert_adam_step(param, grad, m, v, lr, betas, eps, weight_decay, max_norm)
 
 
-op = Op("bert_adam", [Backend("torch", _foreach), Backend("reference", _reference)], order=lambda spec: ("torch",))
+op = Op("bert_adam", [Backend("torch", _torch), Backend("reference", _reference)], order=lambda spec: ("torch",))

@@ -34,11 +34,12 @@ def bert_adam_step(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    max_norm: float,
+    max_norm: float | None,
 ) -> None:
     """One update of one parameter in place; grad, m, v have its shape. ``lr`` is the scheduled rate of this step."""
     grad = grad.clone()
-    clip_grad_norm([grad], max_norm)
+    if max_norm is not None:
+        clip_grad_norm([grad], max_norm)
     m.mul_(betas[0]).add_(grad, alpha=1 - betas[0])
     v.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
     update = m / (v.sqrt() + eps)

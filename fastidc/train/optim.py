@@ -86,7 +86,7 @@ def schedule(recipe: Recipe, total_steps: float) -> Callable[[int], float]:
 class BertAdam(torch.optim.Optimizer):
     """The official optimiser over `parameter_groups`: no bias correction, decay inside the update, per-tensor clip (clip4idc.md 5.1)."""
 
-    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_norm: float):
+    def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_norm: float | None):
         super().__init__(groups, {"betas": betas, "eps": eps, "clip_norm": clip_norm})
 
     @torch.no_grad()
@@ -118,7 +118,8 @@ def build_optimizers(groups: list[dict], recipe: Recipe) -> list[torch.optim.Opt
     """
     adamw = {"betas": recipe.betas, "eps": recipe.eps, "fused": True}
     if recipe.optimizer == "bert_adam":
-        return [BertAdam(groups, betas=recipe.betas, eps=recipe.eps, clip_norm=recipe.clip_norm)]
+        # No clip of single tensors: `Optimizer` has clipped all of them together to the same norm, after which none exceeds it.
+        return [BertAdam(groups, betas=recipe.betas, eps=recipe.eps, clip_norm=None)]
     if recipe.optimizer == "adamw":
         return [torch.optim.AdamW(groups, **adamw)]
 
