@@ -41,7 +41,20 @@ def test_twenty_pairs_to_captions(pairs, tmp_path, capsys):
 
 def test_options_reach_the_run(pairs, tmp_path):
     out = tmp_path / "run"
-    flags = ["--preset", "tiny", "--lr", "0.005", "--coef-lr", "0.25", "--freeze-layers", "1", "--accumulate", "2", "--gather-grad", "local"]
+    flags = [
+        "--preset",
+        "tiny",
+        "--lr",
+        "0.005",
+        "--coef-lr",
+        "0.25",
+        "--freeze-layers",
+        "1",
+        "--accumulate",
+        "2",
+        "--gather-grad",
+        "local",
+    ]
     assert main(["adapt", "--data", str(pairs), "--out", str(out), *TINY, *flags, "--tensorboard", "--select", "val"]) == 0
     config = checkpoint.read_config(out)
     recipe = config["recipe"]
