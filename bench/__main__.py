@@ -1,8 +1,10 @@
 """`python -m bench FAMILY...`: speed of fastidc and its peers, after a correctness gate. `--list` names the families and their cases."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from bench.cases import Scale
 from bench.failures import DeviceLostError
 from bench.harness import Settings, measure
 from fastidc.errors import FastidcError
+from fastidc.files import write_text
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMOKE = {"seconds": 0.05, "least": 3, "most": 5, "warm_up": 1}
@@ -58,6 +61,9 @@ def chosen_cases(name: str, family: ModuleType, scale: Scale, device: str, dtype
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # A process that was started in the background ignores SIGINT, and then the time box of bench.device could not end it politely.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(parse(arguments))
     except FastidcError as error:
@@ -106,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _family(name: str, family: ModuleType, cases: list[Case], settings: Settings, options: argparse.Namespace) -> None:
     rows: list[Row] = []
+    path: Path | None = None
     print(f"\n{name}: {family.ABOUT}", flush=True)
     try:
         for case in cases:
@@ -113,13 +120,18 @@ def _family(name: str, family: ModuleType, cases: list[Case], settings: Settings
             print(f" {case.name} {str(case.dtype).removeprefix('torch.')}", flush=True)
             found = measure(case, wanted, settings)
             rows += found
+            if options.csv is not None:  # after every case: what is known is on disk, however the run ends
+                path = path or table.csv_path(rows[0], options.csv)
+                write_text(path, table.csv_text(rows))
             print("\n".join(table.lines(found)), flush=True)
     except DeviceLostError as error:
         rows += error.rows
+        if options.csv is not None and rows:
+            write_text(path or table.csv_path(rows[0], options.csv), table.csv_text(rows))
         raise FastidcError(str(error)) from error
     finally:
-        if rows and options.csv is not None:
-            print(f"wrote {table.write_csv(rows, options.csv)}")
+        if path is not None:
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

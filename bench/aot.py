@@ -147,12 +147,24 @@ def cuda_sources(arch: str, nvcc: str | None) -> list[dict]:
             rows.append({**row, "skipped": "nvcc is not on the path."})
             continue
         with tempfile.TemporaryDirectory() as folder:
-            command = [nvcc, f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-o", str(Path(folder) / "out.cubin"), str(path)]
+            native = arch.removeprefix("sm_") + ("a" if arch == "sm_90" else "")  # wgmma and TMA are of sm_90a alone
+            command = [
+                nvcc,
+                f"-gencode=arch=compute_{native},code=sm_{native}",
+                "-cubin",
+                "-Xptxas",
+                "-v",
+                "-o",
+                str(Path(folder) / "out.cubin"),
+                str(path),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             row["faults"] = [f"{path.name} does not compile for {arch}: {(done.stderr.strip().splitlines() or ['nvcc says nothing'])[0]}."]
         spills = [int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr)]
         registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+        if any(spills):
+            row["faults"] = [*row["faults"], f"{path.name} spills {max(spills)} bytes for {arch}; give it smaller tiles or more threads."]
         rows.append({**row, "registers": max(registers, default=0), "spills": max(spills, default=0)})
     return rows
 
@@ -180,6 +192,8 @@ def main(argv: Sequence[str] | None = None, entries: Sequence[Compilation] = COM
     args = p.parse_args(argv)
     chosen = [entry for entry in entries if args.all or entry.paper]
     if not args.all:
+        if len(chosen) > LIMIT:
+            print(f"{len(chosen) - LIMIT} of {len(chosen)} compilations are left out; --all makes them too.")
         chosen = chosen[:LIMIT]
     try:
         rows = gate(chosen, args.arch, args.cache, shutil.which("nvcc"))

@@ -51,7 +51,11 @@ def parts(cpu: bool) -> list[Part]:
     return [
         Part("machine", ("-c", _MACHINE), 0.2, rows=False, about="versions and what is missing"),
         Part(
-            "tests", ("-m", "pytest", "-m", "gpu", "-q", "--no-header", "-p", "no:cacheprovider"), 0.25, rows=False, about="pytest -m gpu"
+            "tests",
+            ("-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "-p", "no:cacheprovider", "tests/test_gpu.py"),
+            0.25,
+            rows=False,
+            about="pytest -m gpu",
         ),
         family("train_step", 0.45),
         family("attention", 0.35),
@@ -156,8 +160,8 @@ class Session:
         for path in sorted(folder.rglob("*.csv")):
             with path.open(newline="") as file:
                 fresh += list(csv.DictReader(file))
-        if fresh:  # a part that is run again replaces what it said before
-            self.rows = [row for row in self.rows if row["family"] != part.name] + fresh
+        again = {(row["family"], row["case"]) for row in fresh}  # a case that is run again replaces what it said before
+        self.rows = [row for row in self.rows if (row["family"], row["case"]) not in again] + fresh
 
     def write(self) -> None:
         """rows.csv and summary.md, whole after every part."""

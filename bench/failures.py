@@ -1,5 +1,6 @@
 """A variant may fail in any way; the others are to be measured, and its row says what happened."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,8 @@ def guarded(call: Callable[[], Any]) -> Any:
     except Exception as error:  # a peer may fail in any way, and the others are to be measured
         result = CRASHED, sentence(error)
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after an illegal access this fails too, and `check_device` says so
+            torch.cuda.empty_cache()
     return result
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -184,16 +184,21 @@ def _time(case: Case, runners: list[_Runner], settings: Settings) -> dict[str, s
                 host = max(host, seconds if isinstance(seconds, float) else 0.0)
     alive = [runner for runner in runners if runner.variant.name not in failed]
     clock = timing.WallClock(case.device) if case.wall or case.device != "cuda" else timing.EventClock(1.3 * host)
-    round_seconds = sum(costs[runner.variant.name] for runner in alive) + 1e-9
+    lead = 0.0 if case.wall or case.device != "cuda" else min(1.3 * host, timing.LONGEST_LEAD)
+    round_seconds = sum(costs[runner.variant.name] + lead for runner in alive) + 1e-9
     repetitions = max(settings.least, min(settings.most, int(settings.seconds / round_seconds)))
     marks: dict[str, list] = {runner.variant.name: [] for runner in alive}
+    calls = count()
     for turn in range(repetitions):
         first = turn % len(alive) if alive else 0
         for runner in alive[first:] + alive[:first]:  # nobody always follows the same neighbour
             if runner.variant.name not in failed:
-                result = attempt(runner, lambda runner=runner, turn=turn: runner.once(turn, clock))
+                call = next(calls)  # by its neighbour's copy a variant would find the cache warm, so each call takes the next one
+                result = attempt(runner, lambda runner=runner, call=call: runner.once(call, clock))
                 marks[runner.variant.name].append(result)
-    clock.settle()
+    guarded(clock.settle)
+    if alive:
+        check_device(case, alive[-1].variant, [])  # a fault of the last calls shows only now
     for runner in alive:
         if runner.variant.name not in failed:
             pairs = [list(pairwise(m)) for m in marks[runner.variant.name]]

@@ -23,7 +23,7 @@ Rows = list[dict[str, str]]
 def read(folder: Path) -> dict[str, Rows]:
     """{family: rows} of one device's folder, from each family's newest file; rows.csv of `bench.device` holds all of them."""
     rows: dict[str, Rows] = {}
-    for path in sorted(folder.glob("*.csv")):  # <date>-<family>.csv, -2 and so on behind it where a family ran twice that day
+    for path in sorted(folder.glob("*.csv"), key=_age):
         with path.open(newline="", encoding="utf-8") as file:
             found = list(csv.DictReader(file))
         if found and not {"family", "case", "variant", "mode", "status"} <= set(found[0]):
@@ -31,6 +31,12 @@ def read(folder: Path) -> dict[str, Rows]:
         for family in dict.fromkeys(row["family"] for row in found):
             rows[family] = [row for row in found if row["family"] == family]
     return rows
+
+
+def _age(path: Path) -> tuple:
+    """Oldest first: <date>-<family>.csv, with -2 and so on behind it where a family ran again that day; rows.csv has all of a device run."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)-(.+?)(?:-(\d+))?", path.stem)
+    return (1, found[1], int(found[3] or 1)) if found else (0, path.stem, 0)
 
 
 def bars(family: str, rows: Rows, title: str):
@@ -80,7 +86,7 @@ def scaling(rows: Rows, title: str):
     """Rate against batch size, a line a variant, a panel a stage; None where no case has two batch sizes."""
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
-        found = re.fullmatch(r"(.*) B=(\d+)(.*)", row["case"])
+        found = re.fullmatch(r"(.*) [Bbn]=(\d+)(.*)", row["case"])
         if found and row["status"] == OK and row["rate"]:
             stage = (found[1] + found[3]).strip()
             points.setdefault(stage, {}).setdefault(row["variant"], []).append((int(found[2]), float(row["rate"])))

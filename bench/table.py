@@ -50,11 +50,14 @@ def csv_text(rows: Iterable[Row]) -> str:
     return out.getvalue()
 
 
-def write_csv(rows: list[Row], folder: Path) -> Path:
+def csv_path(first: Row, folder: Path) -> Path:
     """<folder>/<device>/<date>-<family>.csv, or -2, -3 behind it where that is taken: everything is run twice."""
-    first = rows[0]
     home = folder / re.sub(r"[^a-z0-9]+", "-", first.device.lower()).strip("-")
     stem = f"{first.date}-{first.family}"
     names = [stem, *(f"{stem}-{n}" for n in range(2, 1000))]
-    path = next(home / f"{name}.csv" for name in names if not (home / f"{name}.csv").exists())
-    return write_text(path, csv_text(rows))
+    return next(home / f"{name}.csv" for name in names if not (home / f"{name}.csv").exists())
+
+
+def write_csv(rows: list[Row], folder: Path) -> Path:
+    """Writes ``rows`` of one family to `csv_path`."""
+    return write_text(csv_path(rows[0], folder), csv_text(rows))

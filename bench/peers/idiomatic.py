@@ -34,7 +34,7 @@ class IdiomaticStepper:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule(recipe, total_steps))
         self.clip_norm = recipe.clip_norm
         loss = model.contrastive_loss if stage == "adapt" else model.caption_loss
-        self.loss = torch.compile(loss, mode=mode) if compiled else loss
+        self.loss = torch.compile(loss, mode=mode, dynamic=False) if compiled else loss
 
     def autocast(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
