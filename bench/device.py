@@ -38,7 +38,6 @@ class Part:
     share: float
     least: int = 20
     rows: bool = True  # a bench family, which writes rows
-    about: str = ""
 
 
 def parts(cpu: bool) -> list[Part]:
@@ -49,13 +48,12 @@ def parts(cpu: bool) -> list[Part]:
         return Part(name, ("-m", "bench", name, *flags, *more), share)
 
     return [
-        Part("machine", ("-c", _MACHINE), 0.2, rows=False, about="versions and what is missing"),
+        Part("machine", ("-c", _MACHINE), 0.2, rows=False),
         Part(
             "tests",
             ("-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "-p", "no:cacheprovider", "tests/test_gpu.py"),
             0.25,
             rows=False,
-            about="pytest -m gpu",
         ),
         family("train_step", 0.45),
         family("attention", 0.35),
@@ -66,7 +64,7 @@ def parts(cpu: bool) -> list[Part]:
         family("layer_norm", 0.4),
         family("patches", 0.5),
         family("loader", 0.6),
-        Part("aot", ("-m", "bench.aot", "--arch", "sm_90"), 0.9, rows=False, about="the kernels as this machine's Triton compiles them"),
+        Part("aot", ("-m", "bench.aot", "--arch", "sm_90"), 0.9, rows=False),
     ]
 
 

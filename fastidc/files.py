@@ -3,32 +3,42 @@
 import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fastidc.errors import FastidcError
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text beside ``path`` and move it there; missing folders are made. Raises FastidcError where that fails."""
+@contextmanager
+def aside(path: str | os.PathLike[str], errors: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which takes its place when the block ends well and else disappears; missing folders are made.
+
+    Raises FastidcError for an OSError, for a RuntimeError (torch's way to say that a disk is full) and for ``errors`` besides.
+    """
     path = Path(path)
+    # Not tempfile: its files are private to the user, and what a shared machine's users read should follow the umask.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are private to the user, and the report of a shared machine should follow the umask.
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError, *errors) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise FastidcError(f"{path} cannot be written ({reason}); choose a folder with room that you may write to.") from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise FastidcError(
-            f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to."
-        ) from error
-    return path
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text beside ``path`` and move it there; missing folders are made. Raises FastidcError where that fails."""
+    with aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

@@ -76,8 +76,9 @@ def test_a_training_step_in_every_precision(stage, name):
 
 
 def test_auto_is_what_the_hardware_has():
-    chosen = choose_precision("auto", torch.device("cuda")).name
-    assert chosen == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else chosen)
+    capability = torch.cuda.get_device_capability()
+    expected = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    assert choose_precision("auto", torch.device("cuda")).name == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

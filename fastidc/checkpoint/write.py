@@ -1,10 +1,8 @@
 """Writing weights in three layouts. A file appears whole or not at all: it is written aside, flushed and renamed."""
 
 import os
-import secrets
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from fastidc.checkpoint import names
 from fastidc.checkpoint.read import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fastidc.config import ModelConfig
 from fastidc.errors import FastidcError
-from fastidc.files import write_json
+from fastidc.files import aside, write_json
 
 
 def write_config(folder: str | os.PathLike, config: ModelConfig, extra: Mapping | None = None) -> None:
@@ -46,7 +44,7 @@ def save_official(path: str | os.PathLike, config: ModelConfig, weights: Mapping
             "adapt it first (`fastidc adapt --init`), or write the openai layout."
         )
     state = _foreign_state(path, weights, keys)
-    with _aside(Path(path)) as aside, open(aside, "xb") as file:
+    with aside(path) as temporary, open(temporary, "xb") as file:
         torch.save(state, file)  # to an open file: given a name, torch writes that into the archive
 
 
@@ -66,7 +64,7 @@ def save_openai(
     if Path(path).suffix == ".safetensors":
         _save_safetensors(Path(path), state)
     else:
-        with _aside(Path(path)) as aside, open(aside, "xb") as file:
+        with aside(path) as temporary, open(temporary, "xb") as file:
             torch.save(state, file)
 
 
@@ -104,27 +102,8 @@ def _foreign_state(path: str | os.PathLike, weights: Mapping[str, Tensor], keys:
 
 
 def _save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with _aside(path) as aside:
-        save_file(dict(tensors), aside, metadata={"format": "pt"})
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when the block ends well and else disappears; missing folders are made."""
-    from safetensors import SafetensorError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise FastidcError(f"{path} cannot be written ({reason}); choose a folder with room that you may write to.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with aside(path, (SafetensorError,)) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})

@@ -8,7 +8,6 @@ from fastidc.data.records import PairRecord
 from fastidc.evaluate import paper
 from fastidc.evaluate.captions import CaptionScorer
 from fastidc.evaluate.coco import write_results
-from fastidc.evaluate.retrieval import TIES
 from fastidc.files import write_json
 from fastidc.train.judge import Judge
 from fastidc.train.scalars import Scalars
@@ -32,7 +31,7 @@ class Examiner:
         out: Path,
     ):
         self.log, self.judge, self.dataset, self.records, self.out = log, judge, dataset, records, out
-        self.ties = [ties, *(name for name in ("strict", "legacy") if name != ties and name in TIES)]
+        self.ties = [ties, "strict" if ties == "legacy" else "legacy"]
         self.scalars: Scalars | None = None
         self._references = references
         self._scorer: CaptionScorer | None = None

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastidc.data.records import read_json
 from fastidc.errors import FastidcError
-from fastidc.files import write_json
+from fastidc.files import aside, write_json
 from fastidc.train.optim import Stage
 from fastidc.train.session import Session
 
@@ -64,15 +64,10 @@ def check_same(resumed: "Resumed", session: Session, source: str, model: str) ->
 def save_optimizer(folder: Path, state: Resumed) -> Path:
     """Writes pytorch_opt.bin.{epoch} aside and renames it."""
     path = folder / f"pytorch_opt.bin.{state.epoch}"
-    aside = folder / f".{path.name}.{os.getpid()}"
     values = {"epoch": state.epoch, "optimizer_state_dict": state.optimizer, "loss": state.loss, "stage": state.stage}
     values |= {"run": state.run, "model": state.model}
-    try:
-        torch.save(values, aside)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise FastidcError(f"{path}: cannot be written ({error.strerror or error}).") from None
+    with aside(path) as temporary, open(temporary, "xb") as file:
+        torch.save(values, file)  # to an open file: given a name, torch writes that into the archive
     return path
 
 
