@@ -13,11 +13,13 @@ from types import ModuleType
 
 import torch
 
-from bench import families, machine, table, timing
+from bench import earlier, families, machine, table, timing
+from bench.arguments import Parser, answered
 from bench.case import Case, Row
 from bench.cases import Scale
 from bench.failures import DeviceLostError
-from bench.harness import Settings, measure
+from bench.harness import measure
+from bench.settings import Settings
 from fastidc.errors import FastidcError
 from fastidc.files import write_text
 
@@ -25,22 +27,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMOKE = {"seconds": 0.05, "least": 3, "most": 5, "warm_up": 1}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one sentence and exit code 2, without the usage above."""
-
-    def error(self, message: str):
-        raise FastidcError(f"{message}; `python -m bench --help` lists the options.")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m bench", description=__doc__)
+    parser = Parser(prog="python -m bench", description=__doc__)
     parser.add_argument("family", nargs="*", help=f"one or more of {', '.join(families.NAMES)}, or all")
     parser.add_argument("--list", action="store_true", help="families and the names of their cases, nothing measured")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes and a few repetitions, on whatever device there is")
     parser.add_argument("--cpu", action="store_true", help="on the CPU: ratios within this run, no milliseconds")
-    parser.add_argument("--only", metavar="SUBSTRING", help="cases whose name contains it")
+    parser.add_argument("--only", metavar="SUBSTRING", action="append", help="cases whose name contains it; may be given several times")
     parser.add_argument("--variant", metavar="SUBSTRING", help="variants whose name contains it; the baselines always run")
-    parser.add_argument("--skip", metavar="NAME", action="append", default=[], help="leave out the variant of this name")
+    parser.add_argument(
+        "--skip", metavar="NAME", action="append", default=[], help="leave out the variant of this name, or of one case: CASE::VARIANT"
+    )
+    parser.add_argument(
+        "--done", metavar="CSV", type=Path, help="rows of an earlier run on this device: cases that it answered are not run again"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="by default bf16 on CUDA and fp32 on a CPU")
     parser.add_argument("--csv", metavar="DIR", type=Path, help="write DIR/<device>/<date>-<family>.csv")
     return parser.parse_args(arguments)
@@ -52,11 +52,12 @@ def family_of(name: str) -> ModuleType:
     return importlib.import_module(f"bench.families.{name}")
 
 
-def chosen_cases(name: str, family: ModuleType, scale: Scale, device: str, dtype: torch.dtype, only: str | None) -> list[Case]:
+def chosen_cases(name: str, family: ModuleType, scale: Scale, device: str, dtype: torch.dtype, only: list[str] | None) -> list[Case]:
     cases = family.cases(scale, device, dtype)
-    found = [case for case in cases if only is None or only in case.name]
+    found = [case for case in cases if only is None or any(part in case.name for part in only)]
     if not found:
-        raise FastidcError(f"no case of {name} has {only!r} in its name; `python -m bench {name} --list` shows them.")
+        wanted = " or ".join(repr(part) for part in only)
+        raise FastidcError(f"no case of {name} has {wanted} in its name; `python -m bench {name} --list` shows them.")
     return found
 
 
@@ -65,12 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return run(parse(arguments))
-    except FastidcError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+        return answered("bench", lambda: run(parse(arguments)))
     except KeyboardInterrupt:
-        print("bench: interrupted; families that were finished are written.", file=sys.stderr)
+        print("bench: interrupted; cases that were finished are written.", file=sys.stderr)
         return 130
 
 
@@ -92,8 +90,9 @@ def run(options: argparse.Namespace) -> int:
         raise FastidcError("there is no CUDA device here; give --cpu for ratios on the CPU, or --smoke to see that everything runs.")
     # every name is checked before anything is measured
     plan = {name: chosen_cases(name, family, scale, device, dtype, options.only) for name, family in modules.items()}
-    warnings.simplefilter("ignore")  # peers' advice to their users; what matters here becomes a row
     facts, ceilings = machine.facts(device), None
+    before = earlier.read(options.done, facts["device"])
+    warnings.simplefilter("ignore")  # peers' advice to their users; what matters here becomes a row
     print(f"{facts['device']}, commit {facts['commit']}, torch {facts['torch']}, triton {facts['triton']}, {facts['date']}")
     if scale == "smoke":
         print("smoke: tiny shapes and few repetitions; the figures mean nothing.")
@@ -104,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         changes = dict(SMOKE) if scale == "smoke" else {}
         changes |= getattr(family, "SETTINGS", {}).get(scale, {})
         settings = dataclasses.replace(
-            Settings(baselines=family.BASELINES, facts=facts, ceilings=ceilings, skip=tuple(options.skip)), **changes
+            Settings(baselines=family.BASELINES, facts=facts, ceilings=ceilings, skip=tuple(options.skip), earlier=before), **changes
         )
         _family(name, family, plan[name], settings, options)
     return 0
@@ -118,6 +117,9 @@ def _family(name: str, family: ModuleType, cases: list[Case], settings: Settings
         for case in cases:
             wanted = [v for v in family.variants(case) if not options.variant or options.variant in v.name or v.name in family.BASELINES]
             print(f" {case.name} {str(case.dtype).removeprefix('torch.')}", flush=True)
+            if settings.earlier.has(case, (v.name for v in wanted if not settings.leaves_out(case, v.name))):
+                print("    answered by an earlier run.", flush=True)
+                continue
             found = measure(case, wanted, settings)
             rows += found
             if options.csv is not None:  # after every case: what is known is on disk, however the run ends

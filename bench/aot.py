@@ -12,13 +12,14 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
+from bench.arguments import Parser, answered
 from bench.kernels import COMPILATIONS, Compilation
 from fastidc.errors import FastidcError
 from fastidc.files import write_json
@@ -45,7 +46,7 @@ def compile_one(entry: Compilation, arch: str) -> dict:
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in entry.divisible}
     constants = {(names.index(name),): value for name, value in entry.constants.items()}
     source = ASTSource(fn=jit, signature=dict(entry.signature), constexprs=constants, attrs=attributes)
-    options = {"num_warps": entry.warps, "num_stages": entry.stages}
+    options = {"num_warps": entry.warps, "num_stages": entry.stages, "enable_fp_fusion": True}  # as the launchers ask
     compiled = triton.compile(source, target=GPUTarget("cuda", chip["capability"], 32), options=options)
     found = _inspect(compiled.asm["cubin"])
     row = {
@@ -178,30 +179,29 @@ def gate(entries: Sequence[Compilation], arch: str, folder: Path, nvcc: str | No
 
 def main(argv: Sequence[str] | None = None, entries: Sequence[Compilation] = COMPILATIONS) -> int:
     """Exit code 0, 1 where a kernel fails its gate, 2 for a bad call."""
-    import shutil
+    return answered("bench.aot", lambda: run(_parse(argv), entries))
 
-    p = argparse.ArgumentParser(
-        prog="python -m bench.aot", description="Compile every Triton kernel without a GPU and look at its machine code."
-    )
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m bench.aot", description="Compile every Triton kernel without a GPU and look at its machine code.")
     p.add_argument("--arch", choices=sorted(CHIPS), default="sm_90")
     p.add_argument("--json", type=Path, help="write the rows here")
     p.add_argument("--all", action="store_true", help="every tile, not only the paper's shapes")
     p.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / f"fastidc-aot-{os.getuid()}", help="folder of what was compiled before"
     )
-    args = p.parse_args(argv)
-    chosen = [entry for entry in entries if args.all or entry.paper]
+    return p.parse_args(argv)
+
+
+def run(args: argparse.Namespace, entries: Sequence[Compilation]) -> int:
+    chosen = [entry for entry in entries if entry.arch in (None, args.arch) and (args.all or entry.paper)]
     if not args.all:
         if len(chosen) > LIMIT:
             print(f"{len(chosen) - LIMIT} of {len(chosen)} compilations are left out; --all makes them too.")
         chosen = chosen[:LIMIT]
-    try:
-        rows = gate(chosen, args.arch, args.cache, shutil.which("nvcc"))
-    except FastidcError as error:
-        print(f"bench.aot: {error}", file=sys.stderr)
-        return 2
+    rows = gate(chosen, args.arch, args.cache, shutil.which("nvcc"))
     if args.json:
-        write_json(args.json, [asdict(row) if not isinstance(row, dict) else row for row in rows])
+        write_json(args.json, rows)
     for row in rows:
         shown = ("registers", "spills", "shared_bytes", "mma", "loads_128", "ctas_per_sm")
         facts = ", ".join(f"{name} {row[name]}" for name in shown if name in row) or row.get("skipped", "")

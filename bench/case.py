@@ -12,6 +12,7 @@ from bench.roofline import Floor
 
 Inputs = dict[str, Any]  # tensors, lists of tensors, and plain values, by the names of the callables' arguments
 OK, WRONG, UNSUPPORTED, MISSING, CRASHED = "ok", "wrong", "unsupported", "missing", "crashed"
+SKIPPED, LOST = "skipped", "lost"  # left out on purpose; left the device unusable
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class Case:
     check: "Callable[[Case, Variant, Callable], Verdict] | None" = None  # a gate of the case's own, instead of exact and plain
     wall: bool = False  # wall time from idle to idle, the host's work included; otherwise the device's time alone
     calls: int = 1  # calls in a lap; times are of one
-    items: tuple[str, float] | None = None  # what a call works off, as in ("pairs", 1024)
+    items: tuple[str, float] | None = None  # what a call works off, as in ("pairs", 1024); of one sample where a callable has a ``batch``
+    alone: bool = False  # variants live one after another, because together they do not fit the device; ratios are then of laps apart
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One implementation. ``build(case)`` gives its callable and is where its packages are imported.
+    """One implementation. ``build(case)`` gives its callable and is where its packages are imported. A callable that chose the number of
+    samples itself has it as its attribute ``batch``.
 
     adapt(case, inputs, cotangents) gives the layout that this implementation's users hold and is not timed; restore(case, tensor) takes
     an output or a gradient back from it. ``exact``: a truth of its own, for another algorithm of the same purpose.
@@ -94,7 +97,9 @@ class Row:
     percent_of_floor: float | None = None  # floor / measured: 100 is the floor
     rate: float | None = None  # of ``unit`` per second
     unit: str = ""
-    peak_mb: float | None = None
+    batch: int | None = None  # samples, where the variant chose their number: the largest that fits
+    peak_mb: float | None = None  # what a call holds at its worst, beyond ``resident_mb``
+    resident_mb: float | None = None  # what stays between calls: weights, optimiser state, the batch; shared inputs count as nobody's
     baseline: str = ""
     ratio: float | None = None
     ratio_p20: float | None = None

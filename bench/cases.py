@@ -29,7 +29,7 @@ TINY = ModelConfig(
 
 
 def sized(sizes: tuple[int, ...], scale: Scale) -> tuple[int, ...]:
-    return sizes if scale == "paper" else sizes[:1]
+    return sizes if scale == "paper" else (min(sizes),)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class AttentionShape:
     head_dim: int = 64
 
 
-_PAIRS = (16, 64, 128, 512, 1024, 4096)
-_FEWER = (16, 64, 256, 1024)
+# By value: the size at which the device is busy for every shape, then the paper's, then those that show how it scales.
+_PAIRS = (1024, 128, 64, 512, 16, 4096)
+_FEWER = (1024, 64, 256, 16)
 ATTENTION = (
     AttentionShape("intra B/32", 50, 12, _PAIRS, sequences=2),
     AttentionShape("inter B/32", 100, 12, _PAIRS),
@@ -118,7 +119,7 @@ LAYER_NORM = tuple(
 LAYER_NORM_CPU = LAYER_NORM[:2]
 LAYER_NORM_SMOKE = (("tiny", 12, 32, True), ("tiny", 12, 32, False))
 
-# (name, patch size, images gathered from a store of twice as many)
+# (name, patch size, images gathered, each of them once, so that a call reads as many bytes as its inputs have)
 PATCHES = tuple((name, patch, images) for name, patch in (("B/32", 32), ("B/16", 16), ("L/14", 14)) for images in (32, 256, 2048))
 PATCHES_CPU = (("B/32", 32, 8),)
 PATCHES_SMOKE = (("tiny", 16, 3),)
@@ -132,16 +133,28 @@ OPTIMIZER = (("adapt B/32", B32, "adapt"), ("finetune B/32", B32, "finetune"), (
 OPTIMIZER_CPU = OPTIMIZER[:1]
 OPTIMIZER_SMOKE = (("tiny", TINY, "finetune"),)
 
-# (name, config, stage, samples a step)
+
+@dataclass(frozen=True)
+class StepShape:
+    """samples: None is the largest batch that fits; waterfall: with a variant for every feature of fastidc."""
+
+    name: str
+    config: ModelConfig
+    stage: Literal["adapt", "finetune"]
+    samples: int | None
+    waterfall: bool = False
+
+
 _MODELS = (("B/32", B32), ("B/16", B16), ("L/14", L14))
 # The paper's batches first, then one large one of each stage: a run that is cut short has answered what matters most.
 TRAIN_STEP = (
-    *(("B/32", B32, stage, batch) for stage, batch in (("adapt", 128), ("finetune", 16), ("adapt", 1024), ("finetune", 256))),
-    *(("B/32", B32, stage, batch) for stage, batch in (("adapt", 64), ("finetune", 64), ("adapt", 512), ("finetune", 1024))),
-    *((name, config, stage, batch) for name, config in _MODELS[1:] for stage, batch in (("adapt", 64), ("finetune", 16), ("adapt", 128))),
+    *(StepShape("B/32", B32, stage, n, True) for stage, n in (("adapt", 128), ("finetune", 16), ("adapt", 1024), ("finetune", 256))),
+    *(StepShape("B/32", B32, stage, None) for stage in ("adapt", "finetune")),
+    *(StepShape("B/32", B32, stage, n) for stage, n in (("adapt", 64), ("finetune", 64), ("adapt", 512), ("finetune", 1024))),
+    *(StepShape(name, config, stage, n) for name, config in _MODELS[1:] for stage, n in (("adapt", 64), ("finetune", 16), ("adapt", 128))),
 )
-TRAIN_STEP_CPU = (("B/32", B32, "adapt", 2), ("B/32", B32, "finetune", 1))
-TRAIN_STEP_SMOKE = (("tiny", TINY, "adapt", 2), ("tiny", TINY, "finetune", 2))
+TRAIN_STEP_CPU = (StepShape("B/32", B32, "adapt", 2), StepShape("B/32", B32, "finetune", 1))
+TRAIN_STEP_SMOKE = tuple(StepShape("tiny", TINY, stage, n, n is not None) for n in (2, None) for stage in ("adapt", "finetune"))
 
 # (name, config, pairs)
 GENERATE = tuple((name, config, pairs) for name, config in _MODELS for pairs in ((1, 64, 1024) if name == "B/32" else (1, 64)))

@@ -11,15 +11,17 @@ Convention, which is performance.md's (section 0, fact 1: the official backward 
   to lie in memory as its inputs do. The packed copy that nn.MultiheadAttention makes before it is an operator of its own.
 * Without data, dropout is three operators and the global clip works tensor by tensor; on CUDA dropout is one, and the clip
   works on lists of tensors: the table's last column.
-* fastidc counts as on a CPU, where its cross entropy leaves out the rows without a target; a kernel that only CUDA has is not seen.
+* fastidc's attention counts as its Triton kernels, which serve on a GPU; for the rest it counts as on a CPU, where its cross entropy leaves
+  out the rows without a target.
 * The second step counts: the first also makes the optimiser's state. Batches are made ready before.
 """
 
-import argparse
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -29,10 +31,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.arguments import Parser, answered
 from bench.peers import idiomatic, official_style, ours
 from bench.peers.stepper import PAIRS_A_STAGE, Stage
 from fastidc.config import ModelConfig
 from fastidc.data.loaders import PairBatch
+from fastidc.ops import _dispatch
+from fastidc.packed import PackedText
 
 PEERS = {"ours": ours, "A": official_style, "B": idiomatic}
 STAGES: tuple[Stage, ...] = ("adapt", "finetune")
@@ -126,9 +131,20 @@ def random_batch(config: ModelConfig, stage: Stage, batch: int, device: torch.de
     images = torch.randint(0, 256, (batch, pairs + 1, size, size, 3), dtype=torch.uint8, device=device)
     names = [str(i) for i in range(batch)]
     if stage == "adapt":
-        return PairBatch(images, names, text_ids=torch.randint(1, config.vocab_size, (batch, words), device=device))
+        return PairBatch(images, names, text=PackedText.of([[1] * words] * batch).to(device))
     inputs, targets = (torch.randint(1, config.vocab_size, (batch, pairs, 1, words), device=device) for _ in range(2))
     return PairBatch(images, names, input_ids=inputs, target_ids=targets)
+
+
+@contextmanager
+def _triton_attention() -> Iterator[None]:
+    """fastidc's attention as it is dispatched on a GPU; without data nothing of it runs."""
+    attention = _dispatch.OPS["attention"]
+    anywhere = replace(attention.backends["triton"], unsupported=lambda spec: [])
+    _dispatch.forget()
+    with mock.patch.dict(attention.backends, triton=anywhere), mock.patch.dict(os.environ, FASTIDC_BACKEND="attention=triton"):
+        yield
+    _dispatch.forget()
 
 
 def _foreach_everywhere(tensors, device) -> bool:
@@ -157,6 +173,8 @@ def measure(
             device = "meta"
         elif device == "cpu":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
+        if device == "cpu" and peer == "ours":
+            stack.enter_context(_triton_attention())
         stepper = PEERS[peer].build(config, None, stage, device, **options)
         if peer == "A":
             stepper.reads_loss = device == "cuda"
@@ -168,10 +186,14 @@ def measure(
         return count(lambda: stepper.step(ready)), clipped
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Operators that a ViT-B/32 training step dispatches.")
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered("bench.count", lambda: run(argv))
+
+
+def run(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m bench.count", description="Operators that a ViT-B/32 training step dispatches.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cpu: without data; cuda: for real")
-    device = parser.parse_args().device
+    device = parser.parse_args(argv).device
     for stage in STAGES:
         print(f"{stage:<28}{'forward':>9}{'backward':>9}{'optimizer':>10}{'total':>8}{'optimizer, foreach clip':>25}")
         forward, backward, optimizer = OFFICIAL[stage]
@@ -179,7 +201,8 @@ def main() -> None:
         for peer in PEERS:
             c, clipped = measure(peer, stage, device=device)
             print(f"  {peer:<26}{c.forward:>9}{c.backward:>9}{c.optimizer:>10}{c.total:>8}{clipped:>25}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,20 +6,26 @@ from typing import Any
 
 import torch
 
-from bench.case import CRASHED, MISSING, Case, MissingError, Row, Variant
+from bench.case import CRASHED, MISSING, Case, MissingError, Row
 
 
 class DeviceLostError(Exception):
-    """After a fault on the device nothing more can run in this process; ``rows`` is what there is of the case."""
+    """After a fault on the device nothing more can run in this process. ``variant``: whose call it was; ``rows``: what there is of the case."""
 
-    def __init__(self, sentence: str, rows: list[Row]):
+    def __init__(self, sentence: str, variant: str):
         super().__init__(sentence)
-        self.rows = rows
+        self.variant = variant
+        self.rows: list[Row] = []
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Also where a library could not get its workspace, which it says in words of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def sentence(error: BaseException) -> str:
     """The first line of an error, as a short sentence."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         return "it ran out of memory."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:240]
@@ -42,12 +48,12 @@ def guarded(call: Callable[[], Any]) -> Any:
     return result
 
 
-def check_device(case: Case, variant: Variant, rows: list[Row]) -> None:
+def check_device(case: Case, variant: str) -> None:
     """After an illegal access every later call fails too; better one clear end than a table of its echoes."""
     if case.device != "cuda":
         return
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        what = f"{variant.name} left the device unusable at {case.family} {case.name} ({sentence(error)}); leave it out with --skip."
-        raise DeviceLostError(what, rows) from error
+        what = f"{variant} left the device unusable at {case.family} {case.name} ({sentence(error)}); leave it out with --skip."
+        raise DeviceLostError(what, variant) from error

@@ -18,7 +18,9 @@ from torch import Tensor
 from bench import timing
 from bench.case import (
     CRASHED,
+    LOST,
     MISSING,
+    SKIPPED,
     UNSUPPORTED,
     WRONG,
     Case,
@@ -32,28 +34,11 @@ from bench.case import (
     nbytes,
     tensors_of,
 )
-from bench.failures import check_device, guarded, sentence
+from bench.failures import DeviceLostError, check_device, guarded, sentence
 from bench.gate import SEED, Gate, leaves
-from bench.roofline import Ceilings
+from bench.settings import Settings
 
 COMPILED_ON_CPU = "it is compiled, and compiled variants are timed on CUDA only."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long to measure. ``seconds`` is what a case's timed calls may take together, within the bounds on repetitions."""
-
-    seconds: float = 1.5
-    least: int = 20
-    most: int = 200
-    warm_up: int = 3
-    baselines: tuple[str, ...] = ()
-    facts: dict[str, str] = field(default_factory=dict)  # `bench.machine.facts`
-    ceilings: Ceilings | None = None  # on CUDA
-    skip: tuple[str, ...] = ()
-
-    def facts_but_device(self) -> dict[str, str]:
-        return {name: value for name, value in self.facts.items() if name != "device"}
 
 
 @dataclass
@@ -67,7 +52,12 @@ class _Runner:
     given: list[tuple[Inputs, list[Tensor]]]
     laps: list[list[float]] = field(default_factory=list)  # per repetition the milliseconds of each part
     peak_mb: float | None = None
-    note: str = ""
+    resident_mb: float | None = None
+    batch: int | None = None
+
+    def drop(self) -> None:
+        """Lets go of the memory; what was measured stays."""
+        self.function, self.given = _gone, []
 
     def once(self, turn: int, clock) -> list:
         """One call, or ``case.calls`` of them; returns the marks: start, end of the forward pass and, with gradients, end."""
@@ -93,13 +83,32 @@ def measure(case: Case, variants: Sequence[Variant], settings: Settings) -> list
     """The rows of one case, one a mode, variant and baseline. Raises DeviceLostError."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # compiled functions share a limit of recompilations, past which they silently are not compiled
+    timing.release(case.device)
     rows: list[Row] = []
     runners: list[_Runner] = []
     try:
         gate = Gate(case)
     except Exception as error:
+        check_device(case, "the reference")
         note = f"its reference could not be computed: {sentence(error)}"
         return [_row(case, v, settings, status=CRASHED, note=note) for v in variants]
+    try:
+        for group in [[variant] for variant in variants] if case.alone else [variants]:
+            runners += _measured(case, group, gate, settings, rows)
+    except DeviceLostError as error:
+        lost = [variant for variant in variants if variant.name == error.variant]
+        error.rows = [*rows, *(_row(case, variant, settings, status=LOST, note=str(error)) for variant in lost)]
+        raise
+    for runner in runners:
+        rows += _timed_rows(runner, runners, settings)
+    order = {variant.name: i for i, variant in enumerate(variants)}
+    return sorted(rows, key=lambda row: order[row.variant])
+
+
+def _measured(case: Case, variants: Sequence[Variant], gate: Gate, settings: Settings, rows: list[Row]) -> list[_Runner]:
+    """Those of ``variants`` that were timed, without their memory; the others have their rows in ``rows``."""
+    timing.release(case.device)
+    runners: list[_Runner] = []
     shared: list[tuple[Inputs, list[Tensor]]] = []
     for variant in variants:
         refusal = _refusal(case, variant, settings)
@@ -114,21 +123,24 @@ def measure(case: Case, variants: Sequence[Variant], settings: Settings) -> list
             rows.append(_row(case, variant, settings, outcome, status=WRONG, note=note))
         else:
             rows.append(_row(case, variant, settings, status=outcome[0], note=outcome[1]))
-        check_device(case, variant, rows)
+        check_device(case, variant.name)
     failed = _time(case, runners, settings)
     for runner in runners:
         if runner.variant.name in failed:
             rows.append(_row(case, runner.variant, settings, runner.verdict, status=CRASHED, note=failed[runner.variant.name]))
-    alive = [runner for runner in runners if runner.variant.name not in failed]
-    for runner in alive:
-        rows += _timed_rows(runner, alive, settings)
-    order = {variant.name: i for i, variant in enumerate(variants)}
-    return sorted(rows, key=lambda row: order[row.variant])
+        runner.drop()
+    return [runner for runner in runners if runner.variant.name not in failed]
+
+
+def _gone(**inputs: Any) -> None:
+    raise RuntimeError("this variant was let go of after it was measured.")
 
 
 def _refusal(case: Case, variant: Variant, settings: Settings) -> tuple[str, str] | None:
-    if variant.name in settings.skip:
-        return UNSUPPORTED, "left out by --skip."
+    if settings.leaves_out(case, variant.name):
+        return SKIPPED, "left out by --skip."
+    if note := settings.earlier.broke(case, variant.name):
+        return LOST, note
     absent = [module for module in variant.needs if not installed(module)]
     if absent:
         return MISSING, f"{absent[0]} is not installed."
@@ -140,12 +152,15 @@ def _refusal(case: Case, variant: Variant, settings: Settings) -> tuple[str, str
 
 def _admit(case: Case, variant: Variant, gate: Gate, shared: list) -> "_Runner | Verdict":
     """Builds, judges, and prepares inputs: a runner, or the red verdict. ``shared`` holds the inputs of all that need no layout of their own."""
+    before = timing.allocated_mb(case.device)
     function = variant.build(case)
+    resident = timing.allocated_mb(case.device) - before
     verdict = gate.judge(variant, function)
     if not verdict.passed:
         return verdict
+    more = {"resident_mb": resident, "batch": getattr(function, "batch", None)}
     if variant.adapt is None and shared:
-        return _Runner(case, variant, verdict, function, shared)
+        return _Runner(case, variant, verdict, function, shared, **more)
     inputs, upstream = case.make_inputs(case.device, case.dtype, SEED), cotangents(case)
     copies = 1 if case.wall else timing.copies_for(nbytes(inputs), case.device)
     if variant.adapt is not None:
@@ -154,7 +169,7 @@ def _admit(case: Case, variant: Variant, gate: Gate, shared: list) -> "_Runner |
     given += [(leaves(case, mapped(inputs, torch.clone)), mapped(upstream, torch.clone)) for _ in range(copies - 1)]
     if variant.adapt is None:
         shared.extend(given)
-    return _Runner(case, variant, verdict, function, given)
+    return _Runner(case, variant, verdict, function, given, **more)
 
 
 def _time(case: Case, runners: list[_Runner], settings: Settings) -> dict[str, str]:
@@ -167,17 +182,19 @@ def _time(case: Case, runners: list[_Runner], settings: Settings) -> dict[str, s
         result = guarded(call)
         if isinstance(result, tuple):
             failed[runner.variant.name] = result[1]
-            check_device(case, runner.variant, [])
+            check_device(case, runner.variant.name)
         return result
 
     plain = timing.WallClock(case.device)
     for runner in runners:
+        before = timing.allocated_mb(case.device)
         for turn in range(settings.warm_up):
             if runner.variant.name not in failed:
                 start = time.perf_counter()
                 attempt(runner, lambda runner=runner, turn=turn: runner.once(turn, plain))
                 costs[runner.variant.name] = time.perf_counter() - start
         if case.device == "cuda" and runner.variant.name not in failed:
+            runner.resident_mb += timing.allocated_mb(case.device) - before  # an optimiser makes its state in the first step
             runner.peak_mb = attempt(runner, lambda runner=runner: timing.peak_mb(lambda: runner.once(0, _Still())))
             if not case.wall:
                 seconds = attempt(runner, lambda runner=runner: timing.host_seconds(lambda: runner.once(0, _Still())))
@@ -186,7 +203,7 @@ def _time(case: Case, runners: list[_Runner], settings: Settings) -> dict[str, s
     clock = timing.WallClock(case.device) if case.wall or case.device != "cuda" else timing.EventClock(1.3 * host)
     lead = 0.0 if case.wall or case.device != "cuda" else min(1.3 * host, timing.LONGEST_LEAD)
     round_seconds = sum(costs[runner.variant.name] + lead for runner in alive) + 1e-9
-    repetitions = max(settings.least, min(settings.most, int(settings.seconds / round_seconds)))
+    repetitions = settings.least if case.alone else max(settings.least, min(settings.most, int(settings.seconds / round_seconds)))
     marks: dict[str, list] = {runner.variant.name: [] for runner in alive}
     calls = count()
     for turn in range(repetitions):
@@ -198,7 +215,7 @@ def _time(case: Case, runners: list[_Runner], settings: Settings) -> dict[str, s
                 marks[runner.variant.name].append(result)
     guarded(clock.settle)
     if alive:
-        check_device(case, alive[-1].variant, [])  # a fault of the last calls shows only now
+        check_device(case, alive[-1].variant.name)  # a fault of the last calls shows only now
     for runner in alive:
         if runner.variant.name not in failed:
             pairs = [list(pairwise(m)) for m in marks[runner.variant.name]]
@@ -221,17 +238,19 @@ def _timed_rows(runner: _Runner, alive: list[_Runner], settings: Settings) -> li
     for baseline in settings.baselines or ("",):
         for mode, part in modes.items():
             own = _of(runner, part)
-            row = _row(case, runner.variant, settings, runner.verdict, mode=mode, repetitions=len(own), peak_mb=runner.peak_mb)
+            row = _row(case, runner.variant, settings, runner.verdict, mode=mode, repetitions=len(own), batch=runner.batch)
             if baseline in named:
                 row.baseline = baseline
-                ratios = [theirs / mine for theirs, mine in zip(_of(named[baseline], part), own, strict=True)]
+                samples = (runner.batch or 1) / (named[baseline].batch or 1)  # where each chose its batch, speed is time a sample
+                ratios = [samples * theirs / mine for theirs, mine in zip(_of(named[baseline], part), own, strict=True)]
                 row.ratio, row.ratio_p20, row.ratio_p80 = _spread(ratios)
             elif baseline:
                 row.note = f"no ratio, because the baseline {baseline} has no time."
             if case.device == "cuda":
+                row.peak_mb, row.resident_mb = runner.peak_mb, runner.resident_mb
                 row.ms, row.ms_p20, row.ms_p80 = _spread(own)
                 if case.items is not None and (mode == "both" or not case.gradients):
-                    row.unit, row.rate = case.items[0], case.items[1] / row.ms * 1e3
+                    row.unit, row.rate = case.items[0], (runner.batch or 1) * case.items[1] / row.ms * 1e3
                 if case.floor is not None and settings.ceilings is not None:
                     row.percent_of_floor = 100 * case.floor.seconds(mode, settings.ceilings) * 1e3 / row.ms
             rows.append(row)

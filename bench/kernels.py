@@ -3,9 +3,13 @@
 A kernel's own issue adds its entries: the paper's shapes first, then every tile of its table under ``paper=False``.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from fastidc_kernels import _tiles
+from fastidc_kernels._tiles import AttentionTile
 
 Declares = Literal["mma", "wide_loads", "nothing"]
 
@@ -31,6 +35,81 @@ class Compilation:
     stages: int = 1
     declares: Declares = "mma"
     paper: bool = True
+    arch: str | None = None
+    """The one architecture whose tiles these are; None where they are the same on all."""
 
 
-COMPILATIONS: tuple[Compilation, ...] = ()
+_SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def attention(
+    tile: AttentionTile,
+    name: str,
+    *,
+    backward: bool,
+    dtype: str = "bf16",
+    head_dim: int = 64,
+    heads: int = 12,
+    causal: bool = False,
+    packed: bool = False,
+    dropout: float = 0.0,
+    paper: bool = True,
+    arch: str | None = None,
+) -> Compilation:
+    """The attention kernel with ``tile``, as its launcher would call it."""
+    tensors = ("q_ptr", "k_ptr", "v_ptr", *(("grad_ptr", "dq_ptr", "dk_ptr", "dv_ptr") if backward else ("out_ptr",)))
+    written = ("grad", "dq", "dkv") if backward else ("out",)
+    strides = tuple(f"{of}_{step}" for of in ("q", "kv", *written) for step in ("batch", "row"))
+    absent = {} if packed else {"cu_seqlens": None, "faults": None}
+    absent |= {} if dropout else {"seed": None}
+    signature = {name: f"*{dtype}" for name in tensors}
+    signature |= {"cu_seqlens": "*i32", "seed": "*i64", "faults": "*i32"}
+    signature |= dict.fromkeys(("sequences", "query_length", "key_length", "total_rows"), "i32")
+    signature |= {"threshold": "i64"} | dict.fromkeys(strides, "i32")
+    constants = {"GROUPS": heads // tile.heads, "HEADS": tile.heads, "HEAD_DIM": head_dim, "BLOCK_Q": tile.block_q, "BLOCKS": tile.blocks}
+    constants |= {"BLOCK_K": tile.block_k, "CAUSAL": causal, "PACKED": packed, "KEEP": 1.0 - dropout, "FP64": False}
+    flags = (" causal" if causal else "") + (" packed" if packed else "") + (f" dropout {dropout}" if dropout else "")
+    shape = f"{tile.blocks}x{tile.block_q} queries, {tile.block_k} keys, {tile.heads} heads, {tile.warps} warps"
+    return Compilation(
+        name=f"attention_{'bwd' if backward else 'fwd'}",
+        kernel=f"fastidc_kernels.attention:attention_{'bwd' if backward else 'fwd'}_kernel",
+        config=f"{name} D={head_dim} {dtype}{flags} ({shape})",
+        signature={**signature, **dict.fromkeys((*absent, *constants), "constexpr")},
+        constants={**absent, **constants},
+        divisible=(*tensors, *strides),
+        warps=tile.warps,
+        stages=tile.stages,
+        declares="mma" if _SIZES[dtype] == 2 else "wide_loads",
+        paper=paper,
+        arch=arch,
+    )
+
+
+# name -> queries, keys, heads and how the model calls it
+_PAPER = {
+    "intra L=50": (50, 50, 12, {}),
+    "inter L=100": (100, 100, 12, {}),
+    "packed captions L<=32": (32, 32, 8, {"causal": True, "packed": True}),
+    "captions L=32": (32, 32, 8, {"causal": True, "dropout": 0.1}),
+    "caption encoder L=100": (100, 100, 8, {"dropout": 0.1}),
+    "caption cross 32x100": (32, 100, 8, {"dropout": 0.1}),
+}
+
+
+def _attentions() -> Iterator[Compilation]:
+    """Both passes: the paper's shapes in bf16, then every tile of the table, with every way to call it."""
+    for arch, backward in itertools.product(("sm_90", "sm_80"), (False, True)):
+        chip = int(arch.removeprefix("sm_"))
+        for name, (queries, keys, heads, use) in _PAPER.items():
+            tile = _tiles.attention(queries, keys, 64, 2, "dropout" in use, backward, chip)
+            yield attention(tile, name, backward=backward, heads=heads, arch=arch, **use)
+        for dtype, head_dim, length in itertools.product(_SIZES, _tiles.HEAD_DIMS, (16, 32, 64, 128)):
+            if dtype == "fp32" and head_dim > 64:
+                continue  # the op refuses it
+            for use in ({}, {"causal": True, "packed": True}, {"dropout": 0.1}):
+                tile = _tiles.attention(length, length, head_dim, _SIZES[dtype], "dropout" in use, backward, chip)
+                facts = {"dtype": dtype, "head_dim": head_dim, "heads": 8, "arch": arch, "paper": False}
+                yield attention(tile, f"L<={length}", backward=backward, **facts, **use)
+
+
+COMPILATIONS: tuple[Compilation, ...] = tuple(_attentions())

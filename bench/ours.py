@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from bench.case import Case, Variant
 
 
@@ -19,8 +21,11 @@ def variants_of(
 
     def variant(name: str, backend: "_dispatch.Backend") -> Variant:
         def unsupported(case: Case) -> list[str]:
-            facts = _dispatch.Spec(op, case.device, case.dtype, bool(case.gradients), **spec(case))
-            return [*backend.unsupported(facts), *refuse(case, name)]
+            arch = _dispatch.arch_of(torch.device(case.device))
+            facts = _dispatch.Spec(op, case.device, case.dtype, bool(case.gradients), arch, **spec(case))
+            specification = name == "reference" and case.device == "cuda" and case.dtype.itemsize < 4
+            own = ["it is the specification, which nobody runs in half precision on a GPU."] if specification else []
+            return [*own, *backend.unsupported(facts), *refuse(case, name)]
 
         return Variant(f"fastidc:{name}", lambda case: build(case, name), unsupported, ours=True)
 

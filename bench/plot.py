@@ -9,14 +9,41 @@ import csv
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from bench import waterfall
+from bench.arguments import Parser, answered
 from bench.case import OK
 from fastidc.errors import FastidcError
 
 ROOT = Path(__file__).parents[1]
 OURS, PEER, FLOOR = "#c1440e", "#8a9ba8", "#1d3557"
-SHOWN_CASES = 6  # of a family: a picture is read, a table is searched
+# A picture is read, a table is searched: of a family's cases only these, the paper's shapes at a size that fills a GPU, in this order; where
+# there is none of them (a CPU, a part of the cases) the first ones.
+SHOWN_CASES = 6
+SHOWN = {
+    "attention": tuple(
+        f"{shape} *n=1024"
+        for shape in (
+            "intra B/32",
+            "inter B/32",
+            "text L=32",
+            "text packed",
+            "caption encoder",
+            "caption cross",
+            "inter B/16",
+            "inter L/14",
+        )
+    ),
+    "info_nce": tuple(f"B={batch} D=512" for batch in (128, 1024, 16384, 65536)),
+    "linear_cross_entropy": tuple(f"{table} N={rows} *" for rows in (1792, 14336) for table in ("frozen", "trained")),
+    "layer_norm": ("B/32 M=102400 *", "text M=14336 *", "L/14 M=526336 *"),
+    "patches": ("*K=2048",),
+    "train_step": ("B/32 adapt B=128", "B/32 adapt B=1024", "B/32 finetune B=16", "B/32 finetune B=256", "B/32 *B=max"),
+    "generate": ("B/32 b=*",),
+}
+SCALED = {"attention": "inter B/32 *", "train_step": "*", "generate": "*"}  # family: cases whose rate is drawn against the batch
 Rows = list[dict[str, str]]
 
 
@@ -43,8 +70,8 @@ def bars(family: str, rows: Rows, title: str):
     """One panel a case: the median with p20 to p80, ours in colour, the floor as a line. On a CPU ratios, where longer is faster."""
     timed = [row for row in rows if row["status"] == OK and (row["ms"] or row["ratio"]) and row["mode"] in ("both", "step", "fwd", "bwd")]
     timed = [row for row in timed if row["mode"] != "fwd" or not any(o["case"] == row["case"] and o["mode"] == "both" for o in timed)]
-    timed = [row for row in timed if row["mode"] != "bwd"]
-    cases = list(dict.fromkeys(row["case"] for row in timed))[:SHOWN_CASES]
+    timed = [row for row in timed if row["mode"] != "bwd" and not waterfall.is_rung(row["variant"])]
+    cases = shown(family, timed)
     if not cases:
         return None
     by_time = any(row["ms"] for row in timed)
@@ -82,14 +109,22 @@ def bars(family: str, rows: Rows, title: str):
     return figure
 
 
-def scaling(rows: Rows, title: str):
+def shown(family: str, rows: Rows) -> list[str]:
+    """The names of the cases that a picture has room for."""
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    wanted = [name for pattern in SHOWN.get(family, ()) for name in names if fnmatchcase(name, pattern)]
+    return wanted or names[:SHOWN_CASES]
+
+
+def scaling(family: str, rows: Rows, title: str):
     """Rate against batch size, a line a variant, a panel a stage; None where no case has two batch sizes."""
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in rows:
-        found = re.fullmatch(r"(.*) [Bbn]=(\d+)(.*)", row["case"])
-        if found and row["status"] == OK and row["rate"]:
+    for row in (row for row in rows if not waterfall.is_rung(row["variant"])):
+        found = re.fullmatch(r"(.*) [Bbn]=(\d+|max)(.*)", row["case"])
+        if found and row["status"] == OK and row["rate"] and fnmatchcase(row["case"], SCALED[family]):
             stage = (found[1] + found[3]).strip()
-            points.setdefault(stage, {}).setdefault(row["variant"], []).append((int(found[2]), float(row["rate"])))
+            size = int(row["batch"] if found[2] == "max" else found[2])
+            points.setdefault(stage, {}).setdefault(row["variant"], []).append((size, float(row["rate"])))
     points = {stage: lines for stage, lines in points.items() if any(len(set(line)) > 1 for line in lines.values())}
     if not points:
         return None
@@ -110,21 +145,27 @@ def scaling(rows: Rows, title: str):
     return figure
 
 
-def waterfall(rows: Rows, title: str):
-    """From the slowest variant of a whole step to the fastest, each with how many times as fast it is as the one before."""
+def steps_down(rows: Rows, title: str):
+    """The waterfall: A, B, and fastidc feature by feature, always in this order, each with how many times as fast it is as the one before;
+    the last is fastidc itself, under the name of its last feature."""
     timed = [row for row in rows if row["status"] == OK and row["ms"]]
-    cases = list(dict.fromkeys(row["case"] for row in timed))
+    with_features = [row["case"] for row in timed if row["variant"] == waterfall.PLAIN]
+    cases = list(dict.fromkeys(with_features)) or shown(rows[0]["family"], timed)
     if not cases:
         return None
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(cases), figsize=(max(5, 2.6 * len(cases)), 3.8), squeeze=False)
     for ax, case in zip(axes[0], cases, strict=True):
-        mine = sorted({row["variant"]: row for row in timed if row["case"] == case}.values(), key=lambda row: -float(row["ms"]))
+        named = {row["variant"]: row for row in timed if row["case"] == case}
+        mine = [named[name] for name in waterfall.order(set(named))]
         values = [float(row["ms"]) for row in mine]
         ax.bar(range(len(mine)), values, color=[OURS if row["ours"] == "True" else PEER for row in mine])
         for i, value in enumerate(values):
             ax.text(i, value, "" if not i else f"{values[i - 1] / value:.2f}x", ha="center", va="bottom", fontsize=8)
-        ax.set_xticks(range(len(mine)), [row["variant"] for row in mine], rotation=35, ha="right", fontsize=7)
+        names = [row["variant"] for row in mine]
+        if case in with_features and names[-1] == waterfall.OURS:
+            names[-1] = waterfall.last_feature("finetune" if " finetune " in case else "adapt")
+        ax.set_xticks(range(len(mine)), names, rotation=35, ha="right", fontsize=7)
         ax.set_ylabel("ms a step")
         ax.set_title(case, fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
@@ -155,8 +196,10 @@ def draw(results: Path, out: Path) -> list[Path]:
             facts = f"{first['device']}, torch {first['torch']}, commit {first['commit']}, {first['date']}"
             ratios = "" if any(row["ms"] for row in rows) else "; ratios within one run"
             figures = {family: bars(family, rows, f"{family}: {facts}{ratios}")}
+            if family in SCALED:
+                figures[f"{family}-scaling"] = scaling(family, rows, f"{family}: {facts}")
             if family in ("train_step", "generate"):
-                figures |= {f"{family}-scaling": scaling(rows, facts), f"{family}-waterfall": waterfall(rows, facts)}
+                figures[f"{family}-waterfall"] = steps_down(rows, f"{family}: {facts}")
             written += list(_save(figures, out, folder.name))
     return written
 
@@ -172,17 +215,20 @@ def _save(figures: dict, out: Path, device: str) -> Iterable[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
+    return answered("bench.plot", lambda: run(_parse(argv)))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m bench.plot", description=__doc__)
     p.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     p.add_argument("--out", type=Path, default=ROOT / "docs")
-    args = p.parse_args(argv)
-    try:
-        written = draw(args.results, args.out)
-        if not written:
-            raise FastidcError(f"{args.results}: no rows to draw; `python -m bench FAMILY --csv {args.results}` writes some.")
-    except FastidcError as error:
-        print(f"bench.plot: {error}", file=sys.stderr)
-        return 2
+    return p.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    written = draw(args.results, args.out)
+    if not written:
+        raise FastidcError(f"{args.results}: no rows to draw; `python -m bench FAMILY --csv {args.results}` writes some.")
     for path in written:
         print(f"wrote {path}")
     return 0

@@ -32,7 +32,9 @@ def _line(row: Row) -> str:
     if row.ratio is not None:
         parts.append(f"{row.ratio:.2f}x {row.baseline} ({row.ratio_p20:.2f}-{row.ratio_p80:.2f})")
     if row.peak_mb is not None:
-        parts.append(f"{row.peak_mb:,.0f} MB")
+        parts.append(f"{row.peak_mb:,.0f} MB beyond {row.resident_mb:,.0f}")
+    if row.batch is not None:
+        parts.append(f"batch {row.batch}")
     parts.append(f"error {row.error:.1e} of {row.limit:.1e} in {row.worst}" if row.error is not None else "no error known")
     return f"{name} {'  '.join(parts)}{'  ' + row.note if row.note else ''}"
 

@@ -3,6 +3,7 @@
 A clock has ``ready()`` before a call, ``mark()`` between its parts, ``settle()`` after all calls and ``elapsed(a, b)`` in milliseconds.
 """
 
+import gc
 import time
 from statistics import median
 
@@ -81,6 +82,17 @@ def copies_for(size: int, device: str) -> int:
         return 1
     cache = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 64 << 20)
     return copies_needed(size, torch.cuda.mem_get_info()[0], cache)
+
+
+def release(device: str) -> None:
+    """Gives back what was let go of: models and their schedules are cycles, and their memory lies in blocks of other sizes."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def allocated_mb(device: str) -> float:
+    return torch.cuda.memory_allocated() / 1e6 if device == "cuda" else 0.0
 
 
 def peak_mb(call) -> float:

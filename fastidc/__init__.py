@@ -12,12 +12,13 @@ _HOMES = {
     "CLIP4IDC": "fastidc.model.clip4idc",
     "FastidcError": "fastidc.errors",
     "ModelConfig": "fastidc.config",
+    "PackedText": "fastidc.packed",
     "PairBatch": "fastidc.data.loaders",
     "PairRecord": "fastidc.data.records",
     "Tokenizer": "fastidc.tokenizer",
     "ops": "fastidc.ops",
 }
-__all__ = ["CLIP4IDC", "FastidcError", "ModelConfig", "PairBatch", "PairRecord", "Tokenizer", "ops"]
+__all__ = ["CLIP4IDC", "FastidcError", "ModelConfig", "PackedText", "PairBatch", "PairRecord", "Tokenizer", "ops"]
 
 if TYPE_CHECKING:
     from fastidc import ops
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fastidc.data.records import PairRecord
     from fastidc.errors import FastidcError
     from fastidc.model.clip4idc import CLIP4IDC
+    from fastidc.packed import PackedText
     from fastidc.tokenizer import Tokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 
 import fastidc
 from fastidc import ops  # noqa: F401 - defines the ops
-from fastidc.ops._dispatch import OPS, Spec
+from fastidc.ops._dispatch import OPS, Op, Spec, arch_of, chosen_for
 
 _COSTS = {
     "triton": "no fused kernels; PyTorch's own serve",
@@ -17,6 +17,15 @@ _COSTS = {
     "xformers": "nothing: SDPA serves",
     "open_clip_torch": "no tokenizer and no open_clip:NAME/TAG weights; training and captioning need it",
     "pycocoevalcap": "no caption scores",
+}
+
+# ViT-B/32's calls; longer towers are where libraries serve
+_ATTENTION = {
+    "intra, 50 tokens": {"query_length": 50, "key_length": 50},
+    "inter, 100 tokens": {"query_length": 100, "key_length": 100},
+    "packed captions": {"query_length": 32, "key_length": 32, "causal": True, "packed": True},
+    "captioner with dropout": {"query_length": 32, "key_length": 100, "dropout": True},
+    "ViT-B/16 inter, 394 tokens": {"query_length": 394, "key_length": 394},
 }
 
 
@@ -36,11 +45,24 @@ def report() -> str:
         except importlib.metadata.PackageNotFoundError:
             lines.append(f"{package} absent: {cost}")
     device = "cuda" if cuda else "cpu"
-    lines += ["", f"backends on {device} in training, fp32:"]
+    dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if cuda else torch.float32
+    lines += ["", f"backends on {device} in training, {str(dtype).removeprefix('torch.')}:"]
     for op in OPS.values():
-        spec = Spec(op.name, device, torch.float32, True, head_dim=64, query_length=50, key_length=50)
-        answers = op.explain(spec)
-        chosen = next(name for name in op.order(spec) if not answers[name])
-        lines.append(f"  {op.name}: {chosen}")
-        lines += [f"    {name}: {' '.join(refusals)}" for name, refusals in answers.items() if refusals]
+        base = Spec(op.name, device, dtype, True, arch_of(torch.device(device)))
+        specs = {op.name: base}
+        if op.name == "attention":
+            specs = {f"attention, {name}": base._replace(head_dim=64, **facts) for name, facts in _ATTENTION.items()}
+        lines += _backends(op, specs)
     return "\n".join(lines)
+
+
+def _backends(op: Op, specs: dict[str, Spec]) -> list[str]:
+    """Which backend serves each call, and what the others refuse, each sentence once."""
+    lines, said = [], set()
+    for name, spec in specs.items():
+        lines.append(f"  {name}: {op.resolve(spec, chosen_for(op.name, 'auto'))}")
+        for backend, refusals in op.explain(spec).items():
+            new = [sentence for sentence in refusals if (backend, sentence) not in said]
+            said.update((backend, sentence) for sentence in new)
+            lines += [f"    {backend}: {' '.join(new)}"] if new else []
+    return lines

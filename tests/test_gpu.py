@@ -11,6 +11,7 @@ from fastidc.config import PRESETS
 from fastidc.data.loaders import PairBatch
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.ops import _dispatch
+from fastidc.packed import PackedText
 from fastidc.train.distributed import ALONE
 from fastidc.train.engine import Trainer
 from fastidc.train.objectives import objectives
@@ -37,7 +38,9 @@ def batch_for(stage: str, size: int = 4) -> PairBatch:
     ids = torch.randint(1, 100, (size, pairs, 1, 8), generator=g)
     ids[..., -1] = CONFIG.end_id
     names = [str(i) for i in range(size)]
-    return PairBatch(images, names, text_ids=ids[:, 0, 0]) if stage == "adapt" else PairBatch(images, names, input_ids=ids, target_ids=ids)
+    if stage == "adapt":
+        return PairBatch(images, names, text=PackedText.from_padded(ids[:, 0, 0]))
+    return PairBatch(images, names, input_ids=ids, target_ids=ids)
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in golden.STAGES.items() for name in names])

@@ -21,7 +21,7 @@ from bench.peers import loader as peers
 ABOUT = "image files -> uint8 pixels on the device; images/s on CUDA, ratios on a CPU"
 BASELINES = ("Pillow, 1 thread",)
 LIMIT = 0.03
-SETTINGS = {"paper": {"seconds": 20.0, "least": 5, "most": 15, "warm_up": 2}, "smoke": {"least": 3, "most": 3, "warm_up": 1}}
+SETTINGS = {"paper": {"seconds": 8.0, "least": 3, "most": 10, "warm_up": 1}, "smoke": {"least": 3, "most": 3, "warm_up": 1}}
 DTYPES = (torch.float32,)  # of nothing here: pixels are uint8
 SIDE = 224
 

@@ -20,8 +20,8 @@ def cases(scale: Scale, device: str, dtype: torch.dtype) -> list[Case]:
 def _case(name: str, patch: int, count: int, side: int, device: str, dtype: torch.dtype) -> Case:
     def inputs(device: str, dtype: torch.dtype, seed: int) -> Inputs:
         draw = torch.Generator(device=device).manual_seed(seed)
-        images = torch.randint(0, 256, (2 * count, side, side, 3), generator=draw, device=device, dtype=torch.uint8)
-        index = torch.randint(0, 2 * count, (count,), generator=draw, device=device)
+        images = torch.randint(0, 256, (count, side, side, 3), generator=draw, device=device, dtype=torch.uint8)
+        index = torch.randperm(count, generator=draw, device=device)  # all of a store: rotated copies are cold only if they are read whole
         return {"images": images, "index": index, "patch_size": patch, "dtype": dtype}
 
     return Case(

@@ -16,6 +16,7 @@ from bench import exact
 from bench.case import Case, Inputs, MissingError, Variant
 
 KERNELS = {"sdpa": None, "sdpa flash": "FLASH_ATTENTION", "sdpa efficient": "EFFICIENT_ATTENTION", "sdpa cudnn": "CUDNN_ATTENTION"}
+FLEX_PAIRS = (128, 1024)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -26,7 +27,7 @@ def variants(case: Case) -> list[Variant]:
     return [
         *rows,
         Variant("varlen_attn", _varlen, lambda case: _half(case) + _packed_only(case) + _no_dropout(case)),
-        Variant("flex_attention", _flex, lambda case: _no_dropout(case) + _power_of_two(case), compiled=True),
+        Variant("flex_attention", _flex, lambda case: _no_dropout(case) + _power_of_two(case) + _few_sizes(case), compiled=True),
         Variant("xformers", _xformers, _cuda, needs=("xformers",)),
         Variant("flash-attn 2", _flash2, _half, needs=("flash_attn",)),
         Variant("flash-attn 3", _flash3, lambda case: _half(case) + _no_dropout(case), needs=("flash_attn_interface",)),
@@ -55,6 +56,14 @@ def _packed_only(case: Case) -> list[str]:
 def _power_of_two(case: Case) -> list[str]:
     size = case.shape["head_dim"]
     return [] if size & (size - 1) == 0 else ["its head size must be a power of two."]
+
+
+def _few_sizes(case: Case) -> list[str]:
+    return (
+        []
+        if case.shape["pairs"] in FLEX_PAIRS
+        else [f"it is compiled anew for every size, so only for {FLEX_PAIRS[0]} and {FLEX_PAIRS[1]} pairs."]
+    )
 
 
 def _only_cuda(kernel: str | None) -> Callable[[Case], list[str]]:

@@ -5,6 +5,7 @@ so that `checkpoint.from_official` makes a state dict for it.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -214,6 +215,8 @@ class Model(nn.Module):
         self.text_encoder = TextEncoder(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.captioner = Captioner(config) if stage == "finetune" else None
+        self.compiled_next_words: Callable | None = None
+        self.cache = StaticCache()
 
     def pairs(self, images: Tensor) -> Tensor:
         """[B, K, H, W, 3] -> [B * (K-1), 2, H, W, 3]: the before-image with each of the others"""
@@ -234,17 +237,47 @@ class Model(nn.Module):
         kinds = zip(logits.unflatten(0, input_ids.shape[:2]).unbind(1), target_ids.unbind(1), strict=True)
         return sum(F.cross_entropy(x.flatten(0, 1), t.flatten(), ignore_index=PAD_ID) for x, t in kinds)
 
+    def next_words(self, words: Tensor, place: Tensor, memory: list[tuple[Tensor, Tensor]], caches: list[Tensor]) -> Tensor:
+        """words [N, 1] at ``place`` [1] -> the best ones after them, [N, 1]; their keys and values go into ``caches``"""
+        text, mask = self.text_encoder, (torch.arange(caches[0].shape[3], device=words.device) <= place)[None]
+        steps = [(cache, place, mask) for cache in caches]
+        return self.captioner(words, memory, text.token_embedding, text.position.index_select(0, place), steps)[:, -1:].argmax(-1)
+
     @torch.no_grad()
     def generate(self, images: Tensor, max_length: int) -> Tensor:
         """-> [B * P, max_length]"""
-        memory = self.captioner.memory(self.pair_encoder(self.pairs(images))[1])
-        batch, heads, _, dim = memory[0][0].shape
-        caches = [torch.zeros(2, batch, heads, max_length, dim, dtype=k.dtype, device=k.device) for k, _ in memory]
-        places, text = torch.arange(max_length, device=images.device), self.text_encoder
-        words = torch.full((batch, 1), self.config.start_id, device=images.device)
+        memory, caches = self.cache.hold(self.captioner.memory(self.pair_encoder(self.pairs(images))[1]), max_length)
+        places = torch.arange(max_length, device=images.device)
+        words = torch.full((len(caches[0][0]), 1), self.config.start_id, device=images.device)
         out = []
         for i in range(max_length):
-            steps = [(cache, places[i : i + 1], (places <= i)[None]) for cache in caches]
-            words = self.captioner(words, memory, text.token_embedding, text.position[i : i + 1], steps)[:, -1:].argmax(-1)
+            if self.compiled_next_words is None:
+                words = self.next_words(words, places[i : i + 1], memory, caches)
+            else:
+                torch.compiler.cudagraph_mark_step_begin()
+                words = self.compiled_next_words(
+                    words, places[i : i + 1].clone(), memory, caches
+                ).clone()  # the graph overwrites its output
             out.append(words)
         return torch.cat(out, dim=1)
+
+
+class StaticCache:
+    """Keys and values at fixed addresses, as a CUDA graph needs them; made anew where the batch has another shape."""
+
+    def __init__(self):
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.caches: list[Tensor] = []
+
+    def hold(self, memory: list[tuple[Tensor, Tensor]], length: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """``memory`` copied in, with caches [2, N, H, length, D] of every layer; what they hold from before lies behind the mask"""
+        batch, heads, _, dim = memory[0][0].shape
+        if not self.caches or self.caches[0].shape != (2, batch, heads, length, dim) or self.memory[0][0].shape != memory[0][0].shape:
+            self.memory = [(k.clone(), v.clone()) for k, v in memory]
+            self.caches = [k.new_zeros(2, batch, heads, length, dim) for k, _ in memory]
+            for tensor in (*self.caches, *(t for pair in self.memory for t in pair)):
+                torch._dynamo.mark_static_address(tensor)
+        for kept, new in zip(self.memory, memory, strict=True):
+            kept[0].copy_(new[0])
+            kept[1].copy_(new[1])
+        return self.memory, self.caches

@@ -151,8 +151,8 @@ class OfficialStepper:
         mean, std = (torch.tensor(x, dtype=torch.float64, device=device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
         images = (batch.images.to(device).permute(0, 1, 4, 2, 3) / 255.0 - mean) / std
         before, *others = (x.contiguous() for x in images.split(1, dim=1))
-        if batch.text_ids is not None and batch.input_ids is None:
-            return Inputs(padded(batch.text_ids), before, tuple(others))
+        if batch.text is not None and batch.input_ids is None:
+            return Inputs(padded(batch.text.padded()), before, tuple(others))
         empty = torch.zeros(len(images), length, dtype=torch.long, device=device)
         empty[:, 0], empty[:, 1] = self.config.start_id, self.config.end_id
         if batch.input_ids is None:

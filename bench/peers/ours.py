@@ -1,6 +1,9 @@
 """fastidc itself, driven as `fastidc.train.engine.Trainer` drives it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,26 +21,66 @@ from fastidc.train.precision import Precision
 
 
 class OurStepper:
-    """See `bench.peers.stepper.Stepper`. ``stop_early=False`` decodes the official evaluation's fixed number of raw steps."""
+    """See `bench.peers.stepper.Stepper`; the options are those of `build`."""
 
-    def __init__(self, model: CLIP4IDC, stage: Stage, device: torch.device, precision: str, total_steps: int, stop_early: bool):
+    def __init__(
+        self,
+        model: CLIP4IDC,
+        stage: Stage,
+        device: torch.device,
+        precision: str,
+        total_steps: int,
+        stop_early: bool,
+        all_tokens: bool,
+        shared: bool,
+        packed: bool,
+        backends: str,
+    ):
         recipe = getattr(PRESETS["clevr"], stage)
         self.precision = Precision(precision, device.type)
-        self.model, self.device, self.stop_early = model, device, stop_early
+        self.model, self.device, self.stop_early, self.shared, self.packed, self.backends = (
+            model,
+            device,
+            stop_early,
+            shared,
+            packed,
+            backends,
+        )
         self.precision.prepare(model)
         self.optimizer = Optimizer(model, stage, recipe, total_steps, self.precision.scaler())
-        self.trainer = Trainer(model, objectives(stage, recipe, ALONE), self.optimizer, ALONE, device, self.precision)
+        wanted = objectives(stage, recipe, ALONE)
+        if all_tokens:
+            wanted = tuple(replace(objective, reads_tokens=True) for objective in wanted)
+        self.trainer = Trainer(model, wanted, self.optimizer, ALONE, device, self.precision)
 
     def prepare(self, batch: PairBatch) -> PairBatch:
+        batch = batch if self.shared else independent(batch)
+        if not self.packed and batch.text is not None:
+            batch = replace(batch, text=batch.text.padded())  # the model takes either
         return batch.to(self.device)
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """The context in which its ops take the backends that it was built with."""
+        before = os.environ.get("FASTIDC_BACKEND")
+        if self.backends:
+            os.environ["FASTIDC_BACKEND"] = self.backends
+        try:
+            yield
+        finally:
+            if self.backends and before is None:
+                del os.environ["FASTIDC_BACKEND"]
+            elif self.backends:
+                os.environ["FASTIDC_BACKEND"] = before
 
     def forward_backward(self, batch: PairBatch) -> Tensor:
         """The first half of ``Trainer.step``, which has no seam between its halves."""
         self.model.train()
-        with self.precision.autocast():
+        with self.chosen(), self.precision.autocast():
             losses = self.model(batch, self.trainer.objectives)
             loss = torch.stack([o.weight * losses[o.name] for o in self.trainer.objectives]).sum()
-        self.optimizer.scaler.scale(loss).backward()
+        with self.chosen():
+            self.optimizer.scaler.scale(loss).backward()
         return loss.detach()
 
     def optimizer_step(self) -> None:
@@ -45,14 +88,23 @@ class OurStepper:
 
     def step(self, batch: PairBatch) -> Tensor:
         self.model.train()
-        return self.trainer.step([batch])[0]
+        with self.chosen():
+            return self.trainer.step([batch])[0]
 
     def generate(self, batch: PairBatch, max_length: int = 32) -> Tensor:
         self.model.eval()
-        with torch.no_grad(), self.precision.autocast():
+        with self.chosen(), torch.no_grad(), self.precision.autocast():
             tokens = self.model.encode_batch(batch.images)[1]
             ids = self.model.generate_from_tokens(tokens.flatten(0, 1), max_length, self.stop_early)[0]
         return ids.unflatten(0, tokens.shape[:2])
+
+
+def independent(batch: PairBatch) -> PairBatch:
+    """[B, 1 + P, ...] samples -> B * P pairs that share nothing, each with a before-image of its own; captioning's batch."""
+    others = batch.images[:, 1:]
+    images = torch.stack([batch.images[:, :1].expand_as(others), others], dim=2).flatten(0, 1)
+    ids = {name: getattr(batch, name).flatten(0, 1)[:, None] for name in ("input_ids", "target_ids")}
+    return replace(batch, images=images, ids=[f"{name}/{i}" for name in batch.ids for i in range(others.shape[1])], **ids)
 
 
 def build(
@@ -65,8 +117,17 @@ def build(
     precision: str = "bf16",
     total_steps: int = 100_000,
     stop_early: bool = True,
+    all_tokens: bool = False,
+    shared: bool = True,
+    packed: bool = True,
+    backends: str = "",
 ) -> OurStepper:
-    """``precision`` is one of `fastidc.train.precision.PRECISIONS`. fastidc compiles nothing, so ``compiled`` is refused."""
+    """``precision`` is one of `fastidc.train.precision.PRECISIONS`. fastidc compiles nothing, so ``compiled`` is refused.
+
+    ``stop_early=False`` decodes the official evaluation's fixed number of raw steps. What follows takes something away, for the waterfall:
+    ``all_tokens`` computes every token of the last inter layer where two are read, ``shared=False`` encodes the before-image once for each
+    of its pairs, ``packed=False`` gives the text tower captions padded to one length, ``backends`` is what FASTIDC_BACKEND says while this stepper runs.
+    """
     if compiled:
         raise ValueError("fastidc is not run through torch.compile.")
     if stage == "adapt":
@@ -78,4 +139,4 @@ def build(
         own = {name for name, _ in model.named_parameters()}
         weights = {name: tensor for name, tensor in checkpoint.from_official(state).items() if name in own}
         model.load_weights(weights, "the bench's state")
-    return OurStepper(model, stage, device, precision, total_steps, stop_early)
+    return OurStepper(model, stage, device, precision, total_steps, stop_early, all_tokens, shared, packed, backends)

@@ -15,6 +15,7 @@ from fastidc.data.images import ImageStore, check_file
 from fastidc.data.random import generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
+from fastidc.packed import PackedText
 from fastidc.tokenizer import Tokenizer, left_right_swapped
 
 
@@ -24,7 +25,7 @@ class PairBatch:
 
     images: Tensor  # uint8 [B, K, H, W, 3]
     ids: list[str]
-    text_ids: Tensor | None = None  # int64 [B, L], adaptation: the caption of (before, after)
+    text: PackedText | None = None  # adaptation: B captions, of (before, after)
     input_ids: Tensor | None = None  # int64 [B, P, R, T], captioning: start + words of R captions a pair
     target_ids: Tensor | None = None  # int64 [B, P, R, T]: words + end, padded with 0
 
@@ -32,8 +33,8 @@ class PairBatch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
 
-        fields = ("images", "text_ids", "input_ids", "target_ids")
-        return replace(self, **{name: move(getattr(self, name)) for name in fields})
+        moved = {name: move(getattr(self, name)) for name in ("images", "input_ids", "target_ids")}
+        return replace(self, text=None if self.text is None else self.text.to(device), **moved)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class PairLoader:
             batch[mirrored] = batch[mirrored].flip(3)  # [B, K, H, W, 3]: columns
         ids, words = [sample.id for sample in samples], self.recipe.max_words
         if self.stage == "adapt":
-            return PairBatch(batch, ids, text_ids=pad([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
+            return PairBatch(batch, ids, text=PackedText.of([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
         both = [self.tokenizer.caption(caption, words) for sample in samples for caption in sample.captions]
         shape = (len(samples), -1, self.recipe.captions_per_pair)
         inputs, targets = (pad(rows).unflatten(0, shape) for rows in zip(*both, strict=True))

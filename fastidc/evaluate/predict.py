@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fastidc.data.images import ImageStore
-from fastidc.data.loaders import in_order, pad
+from fastidc.data.loaders import in_order
 from fastidc.data.records import PairRecord
 from fastidc.evaluate.retrieval import unique_sentences
+from fastidc.packed import PackedText
 from fastidc.tokenizer import Tokenizer
 
 
@@ -60,7 +61,7 @@ def embed_sentences(model, tokenizer: Tokenizer, sentences: Sequence[str], *, ma
     """[T, E] fp32 on the CPU. Give each sentence once, so that equal ones have equal scores."""
     device = next(model.parameters()).device
     ids = [tokenizer.text(sentence, max_words) for sentence in sentences]
-    parts = [model.encode_text(pad(ids[i : i + batch_size]).to(device)).float().cpu() for i in range(0, len(ids), batch_size)]
+    parts = [model.encode_text(PackedText.of(ids[i : i + batch_size]).to(device)).float().cpu() for i in range(0, len(ids), batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim)
 
 

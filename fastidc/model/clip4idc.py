@@ -13,6 +13,7 @@ from fastidc.errors import FastidcError
 from fastidc.model.captioner import Captioner
 from fastidc.model.pair_encoder import PairEncoder
 from fastidc.model.text_encoder import TextEncoder
+from fastidc.packed import PackedText
 
 
 class CLIP4IDC(nn.Module):
@@ -92,18 +93,19 @@ class CLIP4IDC(nn.Module):
         first, second = self.pair_encoder.intra(torch.cat([before, after])).chunk(2)
         return self.pair_encoder.pool(self.pair_encoder.inter(first, second))
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """ids [B, L] int with an end token in every row -> [B, E], not normalised."""
-        return self.text_encoder(self._positions_for(ids))
+    def encode_text(self, text: Tensor | PackedText) -> Tensor:
+        """ids [B, L] int with an end token in every row, or the captions packed, which saves the padding -> [B, E], not normalised."""
+        self._check_length(text.longest if isinstance(text, PackedText) else text.shape[1])
+        return self.text_encoder(text)
 
     def similarity(self, text: Tensor, pair: Tensor) -> Tensor:
         """exp(logit_scale) cos: text [T, E], pair [P, E] -> [T, P] fp32."""
         return self.logit_scale.exp() * F.normalize(text.float(), dim=-1) @ F.normalize(pair.float(), dim=-1).T
 
-    def text_pair_loss(self, embedding: Tensor, ids: Tensor, *, group: Any = None, gather_grad: Any = "full") -> Tensor:
-        """embedding [B, E] of pairs, ids [B, L] of their captions -> symmetric InfoNCE (paper eq. 6 to 8), over the rows of all ranks of
+    def text_pair_loss(self, embedding: Tensor, text: Tensor | PackedText, *, group: Any = None, gather_grad: Any = "full") -> Tensor:
+        """embedding [B, E] of pairs, their captions as in `encode_text` -> symmetric InfoNCE (paper eq. 6 to 8), over the rows of all ranks of
         ``group`` where one is given; see `fastidc.ops.info_nce`."""
-        return ops.info_nce(self.encode_text(ids), embedding, self.logit_scale, group=group, gather_grad=gather_grad)
+        return ops.info_nce(self.encode_text(text), embedding, self.logit_scale, group=group, gather_grad=gather_grad)
 
     def token_losses(self, tokens: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, R, T], R captions a pair -> [P]: for each kind the mean
@@ -113,8 +115,8 @@ class CLIP4IDC(nn.Module):
         kinds = zip(x.unbind(1), target_ids.unbind(1), strict=True)
         return torch.stack([ops.linear_cross_entropy(rows.flatten(0, 2), words, bias, targets.flatten()) for rows, targets in kinds])
 
-    def adaptation_loss(self, before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
-        """before, after [B, 3, H, W], ids [B, L] -> scalar."""
+    def adaptation_loss(self, before: Tensor, after: Tensor, ids: Tensor | PackedText) -> Tensor:
+        """before, after [B, 3, H, W], ids [B, L] or packed -> scalar."""
         return self.text_pair_loss(self.encode_pair(before, after)[0], ids)
 
     def caption_loss(self, before: Tensor, after: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
@@ -162,13 +164,11 @@ class CLIP4IDC(nn.Module):
             raise FastidcError("this model has no captioner: it is an adapted model; fine-tune it first (`fastidc finetune --init RUN`).")
         return self.captioner
 
-    def _positions_for(self, ids: Tensor) -> Tensor:
-        if ids.shape[1] > self.config.context_length:
-            raise FastidcError(
-                f"captions of {ids.shape[1]} tokens exceed the model's {self.config.context_length} positions; lower max_words."
-            )
-        return ids
+    def _check_length(self, length: int) -> None:
+        if length > self.config.context_length:
+            raise FastidcError(f"captions of {length} tokens exceed the model's {self.config.context_length} positions; lower max_words.")
 
     def _decode(self, tokens: Tensor, ids: Tensor) -> Tensor:
         captioner, text = self._captioner, self.text_encoder
-        return captioner.decode(self._positions_for(ids), captioner.encode(tokens), text.token_embedding, text.position)
+        self._check_length(ids.shape[1])
+        return captioner.decode(ids, captioner.encode(tokens), text.token_embedding, text.position)

@@ -33,7 +33,7 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """[B, L, C] -> [B, L, C]; queries, keys and values from one projection."""
+    """[B, L, C] -> [B, L, C]; queries, keys and values from one projection. Or [T, C], sequences end to end: see `fastidc.ops.self_attention`."""
 
     def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0):
         super().__init__()
@@ -41,9 +41,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return self.out(ops.self_attention(self.qkv(x), self.heads, causal=self.causal, dropout_p=dropout))
+        sequences = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        return self.out(ops.self_attention(self.qkv(x), self.heads, causal=self.causal, dropout_p=dropout, **sequences))
 
     def at(self, x: Tensor, queries: Tensor) -> Tensor:
         """The rows of ``forward(x)`` that belong to ``queries`` [B, Q, C], themselves rows of x; not for causal attention or dropout."""
@@ -81,7 +82,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """CLIP's pre-LN residual block, [B, L, C] -> [B, L, C]."""
+    """CLIP's pre-LN residual block, [B, L, C] -> [B, L, C]; or [T, C], as `SelfAttention`."""
 
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
@@ -90,8 +91,8 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cu_seqlens, max_seqlen)
         return x + self.mlp(self.mlp_norm(x))
 
     def at(self, x: Tensor, rows: list[int]) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from fastidc.config import ModelConfig
 from fastidc.model.layers import Block, LayerNorm, residual_stream
+from fastidc.packed import PackedText
 
 
 class TextEncoder(nn.Module):
@@ -23,12 +24,15 @@ class TextEncoder(nn.Module):
         self.norm = LayerNorm(width)
         self.projection = nn.Parameter(width**-0.5 * torch.randn(width, width))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [B, L] int, padded with anything after the end token, the largest id -> [B, E], not normalised."""
-        ids = ids.long()
+    def forward(self, text: Tensor | PackedText) -> Tensor:
+        """Captions -> [B, E], not normalised. Packed, or [B, L] int padded with anything after the end token, the largest id."""
+        packed = isinstance(text, PackedText)
+        ids = (text.ids if packed else text).long()
+        position = F.embedding(text.positions, self.position) if packed else self.position[: ids.shape[1]]
         dtype = self.projection.dtype  # half where the tower's weights are: both tables are fp32 then, and rounded before they are added
-        x = residual_stream(F.embedding(ids, self.token_embedding).to(dtype) + self.position[: ids.shape[1]].to(dtype), dtype)
+        x = residual_stream(F.embedding(ids, self.token_embedding).to(dtype) + position.to(dtype), dtype)  # [T, E] or [B, L, E]
+        sequences = (text.cu_seqlens, text.longest) if packed else ()
         for block in self.blocks:
-            x = block(x)
-        end = x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
+            x = block(x, *sequences)
+        end = x[text.ends] if packed else x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
         return self.norm(end) @ self.projection.to(end.dtype)

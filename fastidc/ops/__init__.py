@@ -1,10 +1,19 @@
 """The contract of every kernel. Each function takes ``backend`` and refuses with a sentence what it cannot serve."""
 
-from fastidc.ops.attention import cross_attention, self_attention
+from fastidc.ops.attention import cross_attention, raise_faults, self_attention
 from fastidc.ops.bert_adam import bert_adam
 from fastidc.ops.info_nce import info_nce
 from fastidc.ops.layer_norm import layer_norm
 from fastidc.ops.linear_cross_entropy import linear_cross_entropy
 from fastidc.ops.quick_gelu import quick_gelu
 
-__all__ = ["bert_adam", "cross_attention", "info_nce", "layer_norm", "linear_cross_entropy", "quick_gelu", "self_attention"]
+__all__ = [
+    "bert_adam",
+    "cross_attention",
+    "info_nce",
+    "layer_norm",
+    "linear_cross_entropy",
+    "quick_gelu",
+    "raise_faults",
+    "self_attention",
+]

@@ -8,23 +8,36 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What is known about a call before it runs; never a tensor's values."""
 
     op: str
     device: str
     dtype: torch.dtype
     grad: bool
+    arch: int = 0
+    """Ten times the compute capability of a CUDA device: 90 for Hopper."""
     head_dim: int = 0
     query_length: int = 0
     key_length: int = 0
     causal: bool = False
     dropout: bool = False
+    packed: bool = False
+    seeded: bool = False
+
+
+@torch.compiler.assume_constant_result
+def arch_of(device: torch.device) -> int:
+    """`Spec.arch` of ``device``; 0 where it is no CUDA device."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @dataclass(frozen=True)
@@ -47,17 +60,17 @@ class Op:
         self.backends = {backend.name: backend for backend in backends}
         self.order = order
         OPS[name] = self
-        self.resolve = functools.lru_cache(maxsize=None)(self._resolve)
 
-    def __call__(self, spec_of: Callable[[], Spec], backend: str) -> Callable:
-        """The function that serves; ``spec_of`` is called once per call, outside any kernel."""
-        return self.resolve(spec_of(), _chosen(self.name, backend))
+    def __call__(self, spec: Spec, backend: str) -> Callable:
+        """The function that serves. torch.compile takes the choice as a constant: nothing of it is in a graph."""
+        return self.backends[_serving(self.name, backend, *spec)].run
 
-    def _resolve(self, spec: Spec, backend: str) -> Callable:
+    def resolve(self, spec: Spec, backend: str) -> str:
+        """The name of the backend that serves; ValueError where none does."""
         if backend == "auto":
             for name in self.order(spec):
                 if not self.backends[name].unsupported(spec):
-                    return self.backends[name].run
+                    return name
             refusals = self.explain(spec)
             raise ValueError(
                 f"no backend of {self.name} serves this call: " + "; ".join(f"{n}: {' '.join(r)}" for n, r in refusals.items())
@@ -67,7 +80,7 @@ class Op:
         refusals = self.backends[backend].unsupported(spec)
         if refusals:
             raise ValueError(f"backend {backend!r} cannot serve this {self.name} call: {' '.join(refusals)}")
-        return self.backends[backend].run
+        return backend
 
     def explain(self, spec: Spec) -> dict[str, list[str]]:
         """Every backend's refusals for this call, in the order that "auto" asks; an empty list means that it serves."""
@@ -86,7 +99,23 @@ def _environment(value: str) -> dict[str, str]:
     return choices
 
 
-def _chosen(op: str, backend: str) -> str:
+@torch.compiler.assume_constant_result
+def _serving(op: str, backend: str, *facts: Any) -> str:
+    """``facts``: a `Spec`'s, one by one, since the compiler knows constants and no classes of ours."""
+    return _resolved(op, Spec(*facts), chosen_for(op, backend))
+
+
+@functools.cache
+def _resolved(op: str, spec: Spec, backend: str) -> str:
+    return OPS[op].resolve(spec, backend)
+
+
+def forget() -> None:
+    """Choices are remembered; whoever changes a backend (a test, the operator counter) has them made again."""
+    _resolved.cache_clear()
+
+
+def chosen_for(op: str, backend: str) -> str:
     """An explicit name wins over FASTIDC_BACKEND, which wins over "auto"."""
     return backend if backend != "auto" else _environment(os.environ.get("FASTIDC_BACKEND", "")).get(op, "auto")
 

@@ -35,7 +35,7 @@ def bert_adam(
         tensors = [
             [t for t, p in zip(part, params, strict=True) if p.dtype == dtype] for part in (params, grads, first_moments, second_moments)
         ]
-        run = op(lambda dtype=dtype: Spec("bert_adam", params[0].device.type, dtype, False), backend)
+        run = op(Spec("bert_adam", params[0].device.type, dtype, False), backend)
         run(*tensors, lr, betas, eps, weight_decay, max_norm)
 
 

@@ -33,7 +33,7 @@ def info_nce(
     """
     if gather_grad not in ("full", "local"):
         raise ValueError(f'gather_grad must be "full" or "local", got {gather_grad!r}.')
-    run = op(lambda: Spec("info_nce", text.device.type, text.dtype, text.requires_grad), backend)
+    run = op(Spec("info_nce", text.device.type, text.dtype, text.requires_grad), backend)
     if group is not None:
         size = dist.get_world_size(group)
         text, pair = (_Gather.apply(x, group, size if gather_grad == "full" else 1) for x in (text, pair))

@@ -13,7 +13,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | No
     x, residual [..., C]; weight, bias [C]. Returns the normalised tensor in x's dtype and, where a residual is given, s as well.
     Statistics are taken in fp32 (fp64 for fp64 inputs).
     """
-    run = op(lambda: Spec("layer_norm", x.device.type, x.dtype, x.requires_grad), backend)
+    run = op(Spec("layer_norm", x.device.type, x.dtype, x.requires_grad), backend)
     return run(x, weight, bias, residual, eps)
 
 

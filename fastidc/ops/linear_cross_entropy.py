@@ -14,7 +14,7 @@ def linear_cross_entropy(
 
     x [N, D], weight [V, D], bias [V], targets [N] int. Returns a scalar in fp32 (fp64 for fp64 inputs); 0 where every target is ignored.
     """
-    run = op(lambda: Spec("linear_cross_entropy", x.device.type, x.dtype, x.requires_grad), backend)
+    run = op(Spec("linear_cross_entropy", x.device.type, x.dtype, x.requires_grad), backend)
     return run(x, weight, bias, targets, ignore_index)
 
 

@@ -9,7 +9,7 @@ from fastidc.reference import quick_gelu as reference
 
 def quick_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """y sigmoid(1.702 y) with y = x + bias; x [..., C], bias [C] or None. Returns x's shape and dtype."""
-    run = op(lambda: Spec("quick_gelu", x.device.type, x.dtype, x.requires_grad), backend)
+    run = op(Spec("quick_gelu", x.device.type, x.dtype, x.requires_grad), backend)
     return run(x, bias)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fastidc import ops
 from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch, PairLoader
 from fastidc.data.random import generator
@@ -113,8 +114,12 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits; FastidcError at the first loss that is not finite."""
+        """Writes what waits; FastidcError at the first loss that is not finite, and where a kernel was given what it could not read."""
         bad = self._write(together=True)
+        try:
+            ops.raise_faults()
+        except ValueError as fault:
+            raise FastidcError(str(fault)) from fault
         if bad is not None:
             raise FastidcError(
                 f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate."

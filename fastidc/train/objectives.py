@@ -31,7 +31,7 @@ class Adaptation:
     gather_grad: str = "full"  # see `fastidc.ops.info_nce`
 
     def loss(self, model, batch: PairBatch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return model.text_pair_loss(encoded[0][:, 0], batch.text_ids, group=self.world.group, gather_grad=self.gather_grad)
+        return model.text_pair_loss(encoded[0][:, 0], batch.text, group=self.world.group, gather_grad=self.gather_grad)
 
 
 @dataclass(frozen=True)

@@ -12,3 +12,15 @@ def missing(package: str) -> str | None:
     except (ImportError, ValueError):
         found = False
     return None if found else f"the package {package} is not installed."
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter. It was decided by TRITON_INTERPRET when the first of them was imported."""
+    if missing("triton"):
+        return False
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from fastidc_kernels import attention
+
+    return isinstance(attention.attention_fwd_kernel, InterpretedFunction)

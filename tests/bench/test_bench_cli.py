@@ -1,5 +1,6 @@
 """`python -m bench`: what it lists and what it refuses, and how."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -31,6 +32,22 @@ def test_refusals_are_sentences(arguments, sentence, capsys):
     assert out.err.startswith("bench: ")
     assert sentence in out.err
     assert len(out.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("tool", ["aot", "count", "device", "plot"])
+def test_every_tool_refuses_in_a_sentence(tool, capsys):
+    assert importlib.import_module(f"bench.{tool}").main(["--flight"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"bench.{tool}: ")
+    assert err.endswith(f"`python -m bench.{tool} --help` lists the options.\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_several_parts_of_names_and_one_variant_of_one_case(capsys):
+    assert main(["attention", "--list", "--only", "L=50", "--only", "L=394"]) == 0
+    assert {line.split(" L=")[1][:3].strip() for line in capsys.readouterr().out.splitlines()[1:]} == {"50", "394"}
+    assert main(["patches", "--smoke", "--cpu", "--skip", "tiny P=16 32x32 K=3::index + F.unfold"]) == 0
+    assert "skipped: left out by --skip." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")

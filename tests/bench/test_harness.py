@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import weakref
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_what_cannot_run_is_a_sentence():
         "picky": ("unsupported", "it takes cubes only."),
         "broken": ("crashed", "RuntimeError: no kernel image is available."),
         "jitted": ("unsupported", harness.COMPILED_ON_CPU),
-        "unwanted": ("unsupported", "left out by --skip."),
+        "unwanted": ("skipped", "left out by --skip."),
     }
     assert [row.mode for row in rows if row.variant == "plain"] == ["fwd", "bwd", "both"]
 
@@ -163,6 +164,27 @@ def test_cuda_rows(monkeypatch):
     assert (rows["both"].rate, rows["both"].unit, rows["both"].peak_mb) == (pytest.approx(4000), "rows", 12.0)
     assert rows["fwd"].rate is None
     assert rows["fwd"].copy_gbs == pytest.approx(10)
+
+
+def test_variants_that_do_not_fit_together_live_one_after_another(monkeypatch):
+    """Each is gone before the next is built; ratios are of the laps that they made apart, a sample, where each chose its batch."""
+    monkeypatch.setattr(timing, "WallClock", lambda device: _Clock())
+    alive = weakref.WeakSet()
+
+    class Step:
+        def __init__(self, batch):
+            assert not alive, "another one still lives"
+            alive.add(self)
+            self.batch = batch
+
+        def __call__(self, x, y):
+            return square(x, y)
+
+    case = dataclasses.replace(CASE, alone=True)
+    variants = [Variant("plain", lambda case: Step(4)), Variant("ours", lambda case: Step(12))]
+    rows = measure(case, variants, dataclasses.replace(FAST, least=3, most=9))
+    found = {(row.variant, row.status, row.repetitions, row.batch, row.ratio) for row in rows}
+    assert found == {("plain", "ok", 3, 4, 1), ("ours", "ok", 3, 12, 3)}
 
 
 def test_gate_samples_rows():

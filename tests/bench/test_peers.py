@@ -1,5 +1,7 @@
 """Both peers compute what fastidc computes, and peer A what the official code computed."""
 
+import os
+
 import compare
 import golden
 import pytest
@@ -10,6 +12,7 @@ from bench.peers import idiomatic, official_style, ours
 from fastidc import checkpoint
 from fastidc.config import START_ID, ModelConfig, Recipe
 from fastidc.data.loaders import PairBatch
+from fastidc.packed import PackedText
 
 CONFIG = ModelConfig(
     image_size=48,
@@ -50,7 +53,7 @@ def clevr_batch(stage, count=3) -> PairBatch:
     images = torch.randint(0, 256, (count, kinds + 1, CONFIG.image_size, CONFIG.image_size, 3), generator=g, dtype=torch.uint8)
     names = [str(i) for i in range(count)]
     if stage == "adapt":
-        return PairBatch(images, names, text_ids=captions((count,), 1)[0])
+        return PairBatch(images, names, text=PackedText.from_padded(captions((count,), 1)[0]))
     _, inputs, targets = captions((count, kinds, 1), 2)
     return PairBatch(images, names, input_ids=inputs, target_ids=targets)
 
@@ -83,6 +86,52 @@ def test_peers_greedy_ids():
     assert raw.shape == (3, 2, 32)
     for peer in (official_style, idiomatic):
         assert build(peer, "finetune").generate(batch).tolist() == raw.tolist(), peer.__name__
+
+
+def test_a_compiled_decoder_is_one_graph(monkeypatch):
+    """Traced whole, with its caches at fixed addresses: the same words, also of a second batch and of a batch of another size."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode, **options: compiled(function, backend=backend, **options))
+    eager, traced = (idiomatic.build(CONFIG, STATE, "finetune", "cpu", c, precision="fp32") for c in (False, True))
+    for count, steps in ((3, 1), (3, 1), (2, 2)):
+        batch = clevr_batch("finetune", count)
+        assert traced.generate(batch, 8).tolist() == eager.generate(batch, 8).tolist()
+        assert len(graphs) == steps, "one graph a batch size"
+        assert traced.model.cache.caches[0].shape[1] == 2 * count
+
+
+def unshared(batch):
+    return build(ours, "finetune", shared=False).prepare(batch)
+
+
+def test_ours_without_a_feature_computes_the_same():
+    """What the waterfall takes away costs time and changes no result."""
+    batch = clevr_batch("adapt")
+    whole, tokens = build(ours, "adapt"), build(ours, "adapt", all_tokens=True, backends="attention=torch")
+    compare.assert_close(tokens.forward_backward(batch), whole.forward_backward(batch), compare.GOLDEN_TRAIN_LOSS, "loss")
+    compare.assert_grad_norms(gradients(tokens), {name: float(grad.double().norm()) for name, grad in gradients(whole).items()})
+    batch = clevr_batch("finetune")
+    pairs = unshared(batch)
+    assert pairs.images.shape == (6, 2, CONFIG.image_size, CONFIG.image_size, 3)
+    assert pairs.input_ids.shape == pairs.target_ids.shape == (6, 1, 1, batch.input_ids.shape[-1])
+    for number in range(6):
+        sample, kind = divmod(number, 2)
+        assert torch.equal(pairs.images[number], batch.images[sample, [0, kind + 1]])
+        assert torch.equal(pairs.target_ids[number, 0], batch.target_ids[sample, kind])
+
+
+def test_backends_of_a_stepper_are_chosen_while_it_runs(monkeypatch):
+    monkeypatch.delenv("FASTIDC_BACKEND", raising=False)
+    with pytest.raises(ValueError, match="attention has no backend 'flight'"):
+        build(ours, "adapt", backends="attention=flight").step(clevr_batch("adapt"))
+    assert "FASTIDC_BACKEND" not in os.environ
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,8 +1,12 @@
 """Pictures of rows: what is in them, and that the same rows give the same bytes."""
 
 import dataclasses
+from fnmatch import fnmatchcase
 
-from bench import plot, table
+import torch
+
+from bench import plot, table, waterfall
+from bench.__main__ import family_of
 from bench.case import Row
 
 
@@ -34,6 +38,41 @@ def test_bars_scaling_and_waterfall(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()}
     assert plot.main(["--results", str(tmp_path / "results"), "--out", str(tmp_path / "docs")]) == 0
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()}
+
+
+def test_the_waterfall_has_its_own_order(tmp_path):
+    """A feature that made things slower stays where it is; fastidc itself stands under the name of its last feature."""
+    times = {"fastidc": 11.0, "fastidc +bf16": 10.0, "fastidc plain": 30.0, "B idiomatic": 20.0, "A official": 40.0}
+    rows = [row(name, ms, ours="fastidc" in name, case="B/32 adapt B=128") for name, ms in times.items()]
+    rows += [
+        row("fastidc", 70.0, ours=True, case="B/32 adapt B=max", batch=3072),
+        row("A official", 90.0, case="B/32 adapt B=max", batch=1536),
+    ]
+    write(tmp_path / "results" / "gpu-x", rows)
+    assert plot.main(["--results", str(tmp_path / "results"), "--out", str(tmp_path / "docs")]) == 0
+    falls = (tmp_path / "docs" / "bench-gpu-x-train_step-waterfall.svg").read_text()
+    places = [
+        falls.index(name) for name in ("A official", "B idiomatic", "fastidc plain", "fastidc +bf16", waterfall.last_feature("adapt"))
+    ]
+    assert places == sorted(places)
+    assert "0.91x" in falls
+    assert "B=max" not in falls, "features are shown where they were measured"
+    assert "fastidc plain" not in (tmp_path / "docs" / "bench-gpu-x-train_step.svg").read_text()
+
+
+def test_the_cases_of_a_picture_are_the_papers():
+    sizes = [f"{shape} n={n}" for n in (16, 1024) for shape in ("intra B/16 L=197 H=12", "text L=32 H=8 causal", "intra B/32 L=50 H=12")]
+    rows = [{"case": name} for name in sizes]
+    assert plot.shown("attention", rows) == ["intra B/32 L=50 H=12 n=1024", "text L=32 H=8 causal n=1024"]
+    assert plot.shown("attention", rows[:3]) == sizes[:3], "without those, the first there are"
+
+
+def test_every_shown_case_exists():
+    for family, patterns in plot.SHOWN.items():
+        module = family_of(family)
+        names = [{"case": case.name} for case in module.cases("paper", "cpu", torch.bfloat16)]
+        for pattern in patterns:
+            assert any(fnmatchcase(name["case"], pattern) for name in names), (family, pattern)
 
 
 def test_a_cpu_has_ratios_and_no_times(tmp_path):

@@ -223,4 +223,6 @@ def test_help_and_unknown_commands():
     assert "Traceback" not in unknown.stderr
     doctor = run("doctor")
     assert doctor.returncode == 0, doctor.stderr
-    assert "attention: sdpa" in doctor.stdout
+    for call in ("intra, 50 tokens", "packed captions", "ViT-B/16 inter, 394 tokens"):
+        assert f"attention, {call}: sdpa" in doctor.stdout
+    assert doctor.stdout.count("    xformers: it runs on CUDA, not on cpu.") == 1

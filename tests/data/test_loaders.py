@@ -33,10 +33,9 @@ def batches(records, stage, recipe, workers=4, epoch=0, store=None):
 
 
 def equal(a, b):
-    return a.ids == b.ids and all(
-        torch.equal(x, y) if x is not None else y is None
-        for x, y in ((getattr(a, n), getattr(b, n)) for n in ("images", "text_ids", "input_ids", "target_ids"))
-    )
+    texts = [None if batch.text is None else batch.text.padded() for batch in (a, b)]
+    fields = [(getattr(a, name), getattr(b, name)) for name in ("images", "input_ids", "target_ids")]
+    return a.ids == b.ids and all(torch.equal(x, y) if x is not None else y is None for x, y in (*fields, texts))
 
 
 def test_decode_squashes_with_pils_bicubic(tmp_path):

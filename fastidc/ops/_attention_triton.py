@@ -1,0 +1,194 @@
+"""The one-tile kernels of `fastidc_kernels.attention` as registered ops: known to autograd, to torch.compile and to tensors without data."""
+
+import functools
+
+import torch
+from fastidc_kernels import _runtime, _tiles
+from torch import Tensor
+
+from fastidc.ops._dispatch import Spec
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def unsupported(spec: Spec) -> list[str]:
+    """Why the kernels cannot serve, in sentences."""
+    if missing := _runtime.missing("triton"):
+        return [missing]
+    out = []
+    interpreted = spec.device != "meta" and _runtime.interpreted()
+    if spec.device == "cpu" and not interpreted:
+        out.append(
+            "it runs on CUDA, and on a CPU only in Triton's interpreter, where TRITON_INTERPRET=1 was set before anything was imported."
+        )
+    elif spec.device == "cuda" and interpreted:
+        out.append("Triton's interpreter is on, which computes on the CPU; unset TRITON_INTERPRET.")
+    elif spec.device == "cuda" and spec.arch < 80:
+        out.append(f"it needs compute capability 8.0 or newer, and this device has {spec.arch / 10}.")
+    elif spec.device not in ("cpu", "cuda", "meta"):
+        out.append(f"it runs on CUDA, not on {spec.device}.")
+    if spec.dtype not in _NAMES or (spec.dtype == torch.float64 and not interpreted):
+        out.append(f"it takes fp32, fp16 and bf16, not {_NAMES.get(spec.dtype, spec.dtype)}.")
+    if spec.dtype == torch.bfloat16 and interpreted:
+        out.append("Triton's interpreter multiplies bf16 matrices wrongly; take fp16 or fp32.")
+    if spec.head_dim not in _tiles.HEAD_DIMS:
+        out.append(f"a head must have {', '.join(map(str, _tiles.HEAD_DIMS[:-1]))} or {_tiles.HEAD_DIMS[-1]} numbers, not {spec.head_dim}.")
+    elif spec.dtype == torch.float32 and spec.head_dim > 64:
+        out.append(f"in fp32 a head may have 64 numbers at most, not {spec.head_dim}: a tile of more does not fit a multiprocessor.")
+    longest, shortest = max(spec.query_length, spec.key_length), min(spec.query_length, spec.key_length)
+    if longest > _tiles.LONGEST or shortest < 1:
+        out.append(f"one tile holds 1 to {_tiles.LONGEST} tokens, not {longest if longest > _tiles.LONGEST else shortest}.")
+    return out
+
+
+def attention(x: Tensor, memory: Tensor | None, call) -> Tensor:
+    """``call``: a `fastidc.ops.attention.Call`."""
+    seed = call.seed
+    if call.dropout_p and seed is None:
+        seed = new_seed(x.device)
+    if memory is not None:
+        return cross_attention_fwd(x, memory, call.num_heads, call.dropout_p, seed)
+    return self_attention_fwd(x, call.num_heads, call.causal, call.cu_seqlens, call.max_seqlen, call.dropout_p, seed)
+
+
+def new_seed(device: torch.device) -> Tensor:
+    """A seed and an offset from torch's generator of ``device``: in a captured graph every replay draws anew."""
+    return torch.empty(2, dtype=torch.int64, device=device).random_()
+
+
+# ---- wrong offsets on a device
+
+_faults: dict[torch.device, Tensor] = {}
+
+
+def _faults_of(device: torch.device) -> Tensor:
+    """int32 [1] that kernels set where packed offsets make no sense; one a device, kept, so that a captured graph can write to it."""
+    if device not in _faults:
+        _faults[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _faults[device]
+
+
+def take_faults() -> bool:
+    """Whether any was set since the last call."""
+    found = any(bool(fault) for fault in _faults.values())
+    for fault in _faults.values():
+        fault.zero_()
+    return found
+
+
+# ---- registered ops
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x with its numbers of a row side by side, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _options(causal: bool, cu_seqlens: Tensor | None, max_seqlen: int, dropout_p: float, seed: Tensor | None, device: torch.device) -> dict:
+    faults = None if cu_seqlens is None else _faults_of(device)
+    options = {"causal": causal, "cu_seqlens": cu_seqlens, "longest": max_seqlen, "dropout_p": dropout_p}
+    return {**options, "seed": seed if dropout_p else None, "faults": faults}
+
+
+@functools.cache
+def _kernels():
+    """Imported when first needed: importing fastidc imports no Triton."""
+    from fastidc_kernels import attention as kernels
+
+    return kernels
+
+
+@torch.library.custom_op("fastidc::self_attention_fwd", mutates_args=())
+def self_attention_fwd(
+    qkv: Tensor, num_heads: int, causal: bool, cu_seqlens: Tensor | None, max_seqlen: int, dropout_p: float, seed: Tensor | None
+) -> Tensor:
+    qkv = _readable(qkv)
+    out = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+    options = _options(causal, cu_seqlens, max_seqlen, dropout_p, seed, qkv.device)
+    _kernels().attention_fwd(*qkv.chunk(3, -1), out, num_heads, **options)
+    return out
+
+
+@self_attention_fwd.register_fake
+def _(qkv, num_heads, causal, cu_seqlens, max_seqlen, dropout_p, seed):
+    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+
+
+@torch.library.custom_op("fastidc::self_attention_bwd", mutates_args=())
+def self_attention_bwd(
+    grad: Tensor,
+    qkv: Tensor,
+    num_heads: int,
+    causal: bool,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    qkv = _readable(qkv)
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    options = _options(causal, cu_seqlens, max_seqlen, dropout_p, seed, qkv.device)
+    _kernels().attention_bwd(*qkv.chunk(3, -1), _readable(grad), *dqkv.chunk(3, -1), num_heads, **options)
+    return dqkv
+
+
+@self_attention_bwd.register_fake
+def _(grad, qkv, num_heads, causal, cu_seqlens, max_seqlen, dropout_p, seed):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save_self(ctx, inputs, output):
+    qkv, ctx.num_heads, ctx.causal, cu_seqlens, ctx.max_seqlen, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, cu_seqlens, seed)
+
+
+def _self_gradient(ctx, grad):
+    qkv, cu_seqlens, seed = ctx.saved_tensors
+    dqkv = self_attention_bwd(grad, qkv, ctx.num_heads, ctx.causal, cu_seqlens, ctx.max_seqlen, ctx.dropout_p, seed)
+    return dqkv, None, None, None, None, None, None
+
+
+self_attention_fwd.register_autograd(_self_gradient, setup_context=_save_self)
+
+
+@torch.library.custom_op("fastidc::cross_attention_fwd", mutates_args=())
+def cross_attention_fwd(q: Tensor, kv: Tensor, num_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+    q, kv = _readable(q), _readable(kv)
+    out = q.new_empty(q.shape)
+    _kernels().attention_fwd(q, *kv.chunk(2, -1), out, num_heads, **_options(False, None, 0, dropout_p, seed, q.device))
+    return out
+
+
+@cross_attention_fwd.register_fake
+def _(q, kv, num_heads, dropout_p, seed):
+    return q.new_empty(q.shape)
+
+
+@torch.library.custom_op("fastidc::cross_attention_bwd", mutates_args=())
+def cross_attention_bwd(
+    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    q, kv = _readable(q), _readable(kv)
+    dq, dkv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, kv))
+    options = _options(False, None, 0, dropout_p, seed, q.device)
+    _kernels().attention_bwd(q, *kv.chunk(2, -1), _readable(grad), dq, *dkv.chunk(2, -1), num_heads, **options)
+    return dq, dkv
+
+
+@cross_attention_bwd.register_fake
+def _(grad, q, kv, num_heads, dropout_p, seed):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty_like(kv, memory_format=torch.contiguous_format)
+
+
+def _save_cross(ctx, inputs, output):
+    q, kv, ctx.num_heads, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(q, kv, seed)
+
+
+def _cross_gradient(ctx, grad):
+    q, kv, seed = ctx.saved_tensors
+    dq, dkv = cross_attention_bwd(grad, q, kv, ctx.num_heads, ctx.dropout_p, seed)
+    return dq, dkv, None, None, None
+
+
+cross_attention_fwd.register_autograd(_cross_gradient, setup_context=_save_cross)

@@ -1,0 +1,114 @@
+"""How the work is cut: pure functions from what is known of a call to block sizes and warps.
+
+Not measured on a GPU yet. Until it is, the tables come from `python -m bench.tiles`, which compiles every way to cut a kernel and applies a
+rule to registers, shared memory and programs a multiprocessor; every candidate is in bench/results/aot/attention-tiles-*.csv.
+"""
+
+from dataclasses import dataclass
+
+LONGEST = 128  # tokens that one tile holds
+HEAD_DIMS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """``blocks`` blocks of ``block_q`` queries against ``block_k`` keys, which hold the whole sequence; ``heads`` heads a program."""
+
+    block_q: int
+    blocks: int
+    block_k: int
+    warps: int
+    stages: int = 1
+    heads: int = 1
+
+
+def attention(
+    query_length: int, key_length: int, head_dim: int, item_bytes: int, dropout: bool, backward: bool, arch: int
+) -> AttentionTile:
+    """The tile of the one-tile kernels. item_bytes: 2 for fp16 and bf16, 4 for fp32, 8 in the interpreter; arch: ten times the compute
+    capability, 90 for Hopper."""
+    queries, keys = power_of_two(query_length), power_of_two(key_length)
+    if item_bytes > 2:
+        # no tensor cores: products are unrolled into single multiplications, and a small block keeps the code and the registers few
+        block, warps = 16, 4 if keys <= 32 else 8
+    else:
+        chip, key = 90 if arch >= 90 else 80, ("bwd" if backward else "fwd", max(head_dim, 32), keys)
+        block, warps = _ATTENTION[chip][key]
+        if dropout:
+            block, warps = _WITH_DROPOUT[chip].get(key, (block, warps))
+    block = min(block, queries)
+    return AttentionTile(block, queries // block, keys, warps)
+
+
+def power_of_two(length: int) -> int:
+    """The smallest power of two that holds ``length`` and is no less than 16, the least that a tensor core takes."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+# architecture -> (pass, head size, keys) -> (queries a block, warps)
+_ATTENTION = {
+    90: {
+        ("fwd", 32, 16): (16, 1),
+        ("fwd", 32, 32): (32, 1),
+        ("fwd", 32, 64): (64, 4),
+        ("fwd", 32, 128): (64, 4),
+        ("fwd", 64, 16): (16, 1),
+        ("fwd", 64, 32): (32, 1),
+        ("fwd", 64, 64): (64, 4),
+        ("fwd", 64, 128): (64, 4),
+        ("fwd", 128, 16): (16, 1),
+        ("fwd", 128, 32): (32, 2),
+        ("fwd", 128, 64): (64, 4),
+        ("fwd", 128, 128): (32, 8),
+        ("bwd", 32, 16): (16, 1),
+        ("bwd", 32, 32): (32, 2),
+        ("bwd", 32, 64): (16, 2),
+        ("bwd", 32, 128): (16, 4),
+        ("bwd", 64, 16): (16, 1),
+        ("bwd", 64, 32): (32, 2),
+        ("bwd", 64, 64): (64, 4),
+        ("bwd", 64, 128): (32, 4),
+        ("bwd", 128, 16): (16, 2),
+        ("bwd", 128, 32): (32, 4),
+        ("bwd", 128, 64): (64, 4),
+        ("bwd", 128, 128): (64, 8),
+    },
+    80: {
+        ("fwd", 32, 16): (16, 1),
+        ("fwd", 32, 32): (32, 1),
+        ("fwd", 32, 64): (64, 2),
+        ("fwd", 32, 128): (64, 2),
+        ("fwd", 64, 16): (16, 1),
+        ("fwd", 64, 32): (32, 1),
+        ("fwd", 64, 64): (64, 4),
+        ("fwd", 64, 128): (64, 2),
+        ("fwd", 128, 16): (16, 1),
+        ("fwd", 128, 32): (32, 2),
+        ("fwd", 128, 64): (64, 4),
+        ("fwd", 128, 128): (64, 8),
+        ("bwd", 32, 16): (16, 1),
+        ("bwd", 32, 32): (32, 2),
+        ("bwd", 32, 64): (16, 2),
+        ("bwd", 32, 128): (16, 2),
+        ("bwd", 64, 16): (16, 1),
+        ("bwd", 64, 32): (32, 4),
+        ("bwd", 64, 64): (32, 4),
+        ("bwd", 64, 128): (32, 4),
+        ("bwd", 128, 16): (16, 2),
+        ("bwd", 128, 32): (32, 8),
+        ("bwd", 128, 64): (32, 4),
+        ("bwd", 128, 128): (64, 8),
+    },
+}
+# where the tile above would spill with dropout
+_WITH_DROPOUT = {
+    90: {
+        ("bwd", 32, 64): (16, 4),
+        ("bwd", 64, 128): (16, 8),
+        ("bwd", 128, 128): (32, 8),
+    },
+    80: {
+        ("bwd", 32, 128): (32, 8),
+        ("bwd", 64, 128): (64, 8),
+    },
+}
