@@ -44,6 +44,7 @@ def box(part: Part, later: Sequence[Part], left: float) -> float:
     return left if part.rest else max(part.least, min(left - reserved, PATIENCE * part.seconds))
 
 
+_KERNEL_TESTS = tuple(f"tests/ops/test_attention{part}.py" for part in ("", "_dropout", "_calls"))
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "-p", "no:cacheprovider")
 _LONG = ("intra B/16 L=197 H=12", "inter B/16 L=394 H=12", "intra L/14 L=257 H=16", "inter L/14 L=514 H=16")  # the libraries' own ground
 _STEPS = ("B/32 adapt B=128", "B/32 finetune B=16", "B/32 adapt B=1024", "B/32 finetune B=256")
@@ -75,7 +76,7 @@ def parts(cpu: bool) -> list[Part]:
         bench("generate", ("generate",), 40, 25, ("B/32 b=64 ",)),
         bench("small", _SMALL, 52, 25, _SMALL_CASES),
         # the gates of the families have seen the paper's shapes; this is every other one, at a second or two of compiling each
-        Part("kernel-tests", (*_PYTEST, "tests/ops/test_attention.py"), 200, 30, rows=False, rest=True),
+        Part("kernel-tests", (*_PYTEST, *_KERNEL_TESTS), 200, 30, rows=False, rest=True),
         rest("train_step"),
         rest("attention"),
         rest("generate"),

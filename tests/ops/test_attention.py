@@ -1,69 +1,32 @@
 """The one-tile attention kernels: in Triton's interpreter on a CPU, for real on a GPU."""
 
-import itertools
 import math
-import re
 
 import compare
 import pytest
 import torch
+from attention_cases import (
+    CAPTIONS,
+    DEVICE,
+    DTYPES,
+    EXACT,
+    EXACT_TOLERANCE,
+    FAMILIES,
+    SMALL,
+    noise,
+    offsets,
+    self_run,
+    surrounded,
+    with_gradients,
+)
 from torch import Tensor
 
 from fastidc import ops
-from fastidc.ops import _attention_triton, _dispatch
-from fastidc.reference import attention as reference
+from fastidc.ops import _attention_triton
 
 pytest.importorskip("triton")
 kernels = pytest.importorskip("fastidc_kernels.attention")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
-EXACT = torch.float64 if DEVICE == "cpu" else torch.float32
-EXACT_TOLERANCE = 1e-13 if DEVICE == "cpu" else compare.FP32_OP
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
-LENGTHS = (1, 7, 17, 33, 49, 50, 77, 100, 128)
-CAPTIONS = (14, 0, 1, 32, 9, 0, 18)  # tokens of packed sequences
-
-
-def noise(*shape: int, dtype=torch.float64, seed: int = 0, scale: float = 1.0) -> Tensor:
-    values = scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.to(DEVICE, dtype).requires_grad_()
-
-
-def offsets(lengths=CAPTIONS) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
-
-
-def with_gradients(run, inputs: list[Tensor]) -> list[Tensor]:
-    """run(*inputs) and the gradients of its product with fixed noise."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    out = run(*inputs)
-    return [out.detach(), *torch.autograd.grad(out, inputs, noise(*out.shape, seed=9).detach().to(out.dtype))]
-
-
-def self_run(heads: int, causal: bool = False, lengths=None, **more):
-    packed = {} if lengths is None else {"cu_seqlens": offsets(lengths), "max_seqlen": max(max(lengths), 1)}
-    return lambda qkv, backend="triton": ops.self_attention(qkv, heads, causal=causal, backend=backend, **packed, **more)
-
-
-def cross_run(heads: int, **more):
-    return lambda q, kv, backend="triton": ops.cross_attention(q, kv, heads, backend=backend, **more)
-
-
-# every family of shapes: the call, and the shapes of its inputs
-FAMILIES = {
-    **{f"self {n}": (self_run(2), [(2, n, 3 * 64)]) for n in LENGTHS},
-    **{f"causal {n}": (self_run(2, causal=True), [(2, n, 3 * 64)]) for n in (1, 14, 32, 33, 77)},
-    "self D=64": (self_run(1), [(2, 50, 3 * 64)]),
-    "self D=128": (self_run(1, causal=True), [(1, 33, 3 * 128)]),
-    "self D=16": (self_run(3), [(2, 10, 3 * 48)]),
-    "packed causal": (self_run(2, causal=True, lengths=CAPTIONS), [(sum(CAPTIONS), 3 * 64)]),
-    "packed": (self_run(2, lengths=CAPTIONS), [(sum(CAPTIONS), 3 * 64)]),
-    "cross 32x100": (cross_run(2), [(2, 32, 64), (2, 100, 128)]),
-    "cross 1x7": (cross_run(2), [(2, 1, 64), (2, 7, 128)]),
-    "cross 64x5": (cross_run(2), [(2, 64, 64), (2, 5, 128)]),
-}
-SMALL = ("self 7", "causal 14", "packed causal", "packed", "cross 1x7")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,15 +114,6 @@ def test_same_bits_twice(family):
 # ---- memory that is not ours
 
 
-def surrounded(x: Tensor, margin: int = 16) -> tuple[Tensor, Tensor]:
-    """x as a view into a larger buffer of NaN, and the buffer: rows before and after, columns beside."""
-    shape = [n + 2 * margin if i else n + 2 for i, n in enumerate(x.shape)]
-    buffer = torch.full(shape, math.nan, device=x.device, dtype=x.dtype)
-    view = buffer[tuple(slice(1 if i == 0 else margin, (1 if i == 0 else margin) + n) for i, n in enumerate(x.shape))]
-    view.copy_(x.detach())
-    return view, buffer
-
-
 @pytest.mark.parametrize("family", ["self 49", "self 100", "causal 14", "packed causal", "cross 32x100", "cross 1x7"])
 def test_reads_nothing_else_and_writes_nothing_else(family):
     """Inputs between NaN, results into NaN: strided views give the bits that contiguous tensors give, and the surroundings stay NaN."""
@@ -220,92 +174,6 @@ def test_extremes():
     (got,) = torch.autograd.grad(run(leaf), leaf, cotangent)
     (want,) = torch.autograd.grad(run(leaf), leaf, cotangent.contiguous())
     assert torch.equal(got, want)
-
-
-# ---- dropout
-
-
-def mask_of(seed, dropout_p: float, sequences: int = 4, heads: int = 2, rows: int = 32, columns: int = 100) -> Tensor:
-    """What the kernel keeps, [S, H, rows, columns]: with equal scores and unit vectors for values, the output is the mask, scaled."""
-    kept = []
-    for start in range(0, columns, 32):  # 32 keys have a value of their own in one call
-        q = torch.zeros(sequences, rows, heads * 32, device=DEVICE)
-        values = torch.zeros(columns, 32, device=DEVICE)
-        width = min(32, columns - start)
-        values[start : start + width, :width] = torch.eye(width, device=DEVICE)
-        kv = torch.cat([torch.zeros(columns, heads * 32, device=DEVICE), values.repeat(1, heads)], dim=-1).expand(sequences, -1, -1)
-        seeds = torch.tensor(seed, device=DEVICE)
-        out = ops.cross_attention(q, kv.contiguous(), heads, dropout_p=dropout_p, seed=seeds, backend="triton")
-        kept.append(out.unflatten(-1, (heads, 32)).transpose(1, 2)[..., :width] > 0)
-    return torch.cat(kept, dim=-1)
-
-
-def test_dropout_is_the_reference_s_mask():
-    for seed in ((0, 0), (-5, (7 << 33) | 3), (2**62 + 11, -1)):
-        found = mask_of(seed, 0.3)
-        assert torch.equal(found, reference.kept(torch.tensor(seed, device=DEVICE), 0.3, found.shape))
-
-
-@pytest.mark.parametrize("family", ["causal 14", "self 100", "packed causal", "cross 32x100"])
-def test_dropout_gradients(family):
-    """The backward pass draws the forward pass's mask: values and gradients are the reference's."""
-    _, shapes = FAMILIES[family]
-    more = {"dropout_p": 0.1, "seed": torch.tensor([12, 34], device=DEVICE)}
-    if family.startswith("cross"):
-        run = cross_run(2, **more)
-    else:
-        run = self_run(2, causal="causal" in family, lengths=CAPTIONS if family.startswith("packed") else None, **more)
-    inputs = [noise(*shape, dtype=EXACT, seed=i) for i, shape in enumerate(shapes)]
-    expected = with_gradients(lambda *x: run(*x, backend="reference"), [x.double() for x in inputs])
-    for got, want in zip(with_gradients(run, inputs), expected, strict=True):
-        compare.assert_close(got, want, EXACT_TOLERANCE, family)
-
-
-def test_mask_statistics():
-    """As many kept as asked for, in all and at every place, and no place, head, sequence, offset or seed tells of another."""
-    p, draws = 0.1, 64
-    masks = torch.stack([reference.kept(torch.tensor([s, o]), p, (8, 8, 32, 100)) for s in range(8) for o in range(8)]).double()
-    count = masks.numel()
-    assert abs(float(masks.mean()) - (1 - p)) < 5 * (p * (1 - p) / count) ** 0.5
-    places = masks.mean(dim=(0, 1, 2))  # [32, 100], each of 4,096 draws
-    assert float((places - (1 - p)).abs().max()) < 5.5 * (p * (1 - p) / (draws * 64)) ** 0.5
-    assert float(places.var() / (p * (1 - p) / (draws * 64))) == pytest.approx(1, abs=0.15)
-    centred = (masks - (1 - p)) / (p * (1 - p)) ** 0.5
-
-    def correlation(a: Tensor, b: Tensor) -> float:
-        return float((a * b).mean()) * a.numel() ** 0.5  # in standard deviations
-
-    for name, a, b in (
-        ("next key", centred[..., 1:], centred[..., :-1]),
-        ("next query", centred[..., 1:, :], centred[..., :-1, :]),
-        ("diagonal", centred[..., 1:, 1:], centred[..., :-1, :-1]),
-        ("next head", centred[:, :, 1:], centred[:, :, :-1]),
-        ("next sequence", centred[:, 1:], centred[:, :-1]),
-        ("next offset", centred.unflatten(0, (8, 8))[:, 1:], centred.unflatten(0, (8, 8))[:, :-1]),
-        ("next seed", centred.unflatten(0, (8, 8))[1:], centred.unflatten(0, (8, 8))[:-1]),
-    ):
-        assert abs(correlation(a, b)) < 5, name
-
-
-def test_dropout_draws_from_torch_s_generator():
-    qkv = noise(2, 30, 3 * 32, dtype=torch.float32).detach()
-
-    def draw(seed: int) -> list[Tensor]:
-        torch.manual_seed(seed)
-        return [ops.self_attention(qkv, 2, dropout_p=0.3, backend="triton") for _ in range(2)]
-
-    first, again, other = draw(1), draw(1), draw(2)
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first[0], other[0])
-
-
-def test_philox_is_philox():
-    """Known answers of Random123's own test file."""
-    zero, ones = torch.tensor(0), torch.tensor(0xFFFFFFFF)
-    assert [int(w) for w in reference.philox([zero] * 4, [zero] * 2)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    assert [int(w) for w in reference.philox([ones] * 4, [ones] * 2)] == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
 
 # ---- what only a GPU can hold or do
@@ -374,75 +242,3 @@ def test_a_graph_of_packed_captions_replays():
         graph.replay()
         assert torch.equal(out, run())
     ops.raise_faults()
-
-
-# ---- refusals
-
-
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (lambda x: ops.self_attention(x, 5), "qkv has 96 numbers a row, which 5 heads cannot share out evenly in 3 equal parts"),
-        (lambda x: ops.self_attention(x.repeat(1, 20, 1), 1, backend="triton"), "one tile holds 1 to 128 tokens, not 140"),
-        (lambda x: ops.self_attention(x, 4, backend="triton"), "a head must have 16, 32, 64 or 128 numbers, not 8"),
-        (lambda x: ops.self_attention(x.repeat(1, 1, 4), 1, backend="triton"), "in fp32 a head may have 64 numbers at most, not 128"),
-        (lambda x: ops.self_attention(x.int(), 1, backend="triton"), "it takes fp32, fp16 and bf16, not torch.int32"),
-        (lambda x: ops.self_attention(x, 1, dropout_p=1.0), "dropout_p must be at least 0 and less than 1, got 1.0"),
-        (lambda x: ops.self_attention(x, 1, dropout_p=0.5, seed=torch.zeros(2)), "seed must be int64 [2] on"),
-        (lambda x: ops.self_attention(x, 1, max_seqlen=3), "max_seqlen belongs to packed sequences"),
-        (lambda x: ops.self_attention(x[0], 1), "sequences end to end need cu_seqlens"),
-        (lambda x: ops.self_attention(x, 1, cu_seqlens=offsets((7,)), max_seqlen=7), "with cu_seqlens, qkv must be [T, 3*H*D]"),
-        (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,))), "cu_seqlens needs max_seqlen"),
-        (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,)).long(), max_seqlen=7), "cu_seqlens must be int32 [S+1]"),
-        (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,)).to("meta"), max_seqlen=7), "cu_seqlens is on meta and qkv on"),
-        (lambda x: ops.cross_attention(x, x, 1), "q must be [B, Lq, H*D] and kv [B, Lk, 2*H*D]"),
-        (lambda x: ops.cross_attention(x[..., :48].half(), x, 1), "q and kv must have one dtype and device"),
-    ],
-)
-def test_refusals_are_sentences(call, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        call(noise(1, 7, 96, dtype=torch.float32).detach())
-
-
-WRONG = {
-    "must start at 0, got 1": [1, 4, 7],
-    "must ascend, got 5 before 4 at index 2": [0, 5, 4, 7],
-    "must end at the number of rows, 7, got 6": [0, 3, 6],
-    "sequence 1 has 6 rows, more than max_seqlen 5": [0, 1, 7],
-}
-
-
-@pytest.mark.parametrize("sentence", WRONG)
-def test_wrong_offsets(sentence):
-    """On a CPU a sentence at once; on a GPU, where the host does not look, a flag for it to find, and nothing outside is touched."""
-    wrong = torch.tensor(WRONG[sentence], dtype=torch.int32, device=DEVICE)
-    qkv = noise(7, 96, dtype=torch.float32).detach()
-    ops.raise_faults()
-    if DEVICE == "cpu":
-        with pytest.raises(ValueError, match=sentence):
-            ops.self_attention(qkv, 1, cu_seqlens=wrong, max_seqlen=5, backend="triton")
-    options = {"causal": True, "cu_seqlens": wrong, "longest": 5, "dropout_p": 0.0, "seed": None}
-    view, _ = surrounded(qkv)
-    out, around = surrounded(torch.full((7, 32), math.nan, device=DEVICE))
-    faults = _attention_triton._faults_of(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu"))
-    kernels.attention_fwd(*view.chunk(3, -1), out, 1, faults=faults, **options)
-    assert int((~around.isnan()).sum()) == int((~out.isnan()).sum())
-    with pytest.raises(ValueError, match="packed attention met cu_seqlens that do not ascend"):
-        ops.raise_faults()
-    ops.raise_faults()  # once is enough
-
-
-def test_dispatch_of_triton():
-    """Who serves where: asked without a device."""
-    attention = _dispatch.OPS["attention"]
-
-    def spec(**facts):
-        base = {"op": "attention", "device": "cuda", "dtype": torch.bfloat16, "grad": True, "arch": 90}
-        return _dispatch.Spec(**(base | {"head_dim": 64, "query_length": 50, "key_length": 50} | facts))
-
-    assert attention.order(spec())[0] == "triton"
-    assert attention.order(spec(dtype=torch.float32))[0] == "sdpa"
-    assert attention.resolve(spec(query_length=197, key_length=197), "auto") == "sdpa"
-    refusals = {name: " ".join(sentences) for name, sentences in attention.explain(spec(arch=75)).items()}
-    assert "needs compute capability 8.0 or newer, and this device has 7.5" in refusals["triton"] or DEVICE == "cpu"
-    assert attention.resolve(spec(device="cpu", dtype=torch.float32), "auto") == "sdpa"
