@@ -138,6 +138,7 @@ class Recipe:
     seed: int = 42
     steps: int | None = None  # trains this long instead of ``epochs``
     accumulate: int = 1  # ``batch_size`` is made up of so many forward and backward passes
+    micro_batch: int | None = None  # adaptation: activations of so many samples of a process at a time, for the loss of all of them
     select: Literal["val", "test", "last"] = "val"  # the split on which the kept epoch is best (R@1, CIDEr); or simply the last epoch
     patience: int | None = None  # stops after more than so many epochs in a row that are not the best so far
     gather_grad: Literal["full", "local"] = "full"  # see ops.info_nce
@@ -184,7 +185,10 @@ class TrainOptions:
     batch_size: int | None = None
     """Samples a step, of all processes together: sentences in adaptation, scenes in fine-tuning."""
     accumulate: int | None = None
-    """Forward and backward passes that make up a step."""
+    """Forward and backward passes that make up a step, each with a loss of its own."""
+    micro_batch: int | None = None
+    """Adaptation: hold the activations of so many samples of a process at a time; the contrastive loss and its gradient stay those of the
+    whole batch, at the price of a second forward pass."""
     lr: float | None = None
     """Rate of the new parameters."""
     coef_lr: float | None = None

@@ -46,6 +46,14 @@ class PackedText:
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
 
+    def __getitem__(self, rows: slice) -> "PackedText":
+        """Captions ``rows``, neighbours; reads the offsets, so it is for the host."""
+        first, last, _ = rows.indices(len(self))
+        ends = self.cu_seqlens[first : max(first, last) + 1]
+        tokens = slice(int(ends[0]), int(ends[-1]))
+        longest = int(ends.diff().max()) if len(ends) > 1 else 0
+        return replace(self, ids=self.ids[tokens], positions=self.positions[tokens], cu_seqlens=ends - ends[0], longest=longest)
+
     @property
     def ends(self) -> Tensor:
         """The rows of the end tokens, int32 [S]."""

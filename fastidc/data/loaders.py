@@ -29,6 +29,17 @@ class PairBatch:
     input_ids: Tensor | None = None  # int64 [B, P, R, T], captioning: start + words of R captions a pair
     target_ids: Tensor | None = None  # int64 [B, P, R, T]: words + end, padded with 0
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def chunks(self, size: int) -> Iterator["PairBatch"]:
+        """The samples in order, ``size`` at a time. On the host, where the captions' lengths can be read."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            parts = {name: None if (x := getattr(self, name)) is None else x[rows] for name in ("input_ids", "target_ids")}
+            text = None if self.text is None else self.text[rows]
+            yield PairBatch(self.images[rows], self.ids[rows], text=text, **parts)
+
     def to(self, device: torch.device) -> "PairBatch":
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)

@@ -105,7 +105,8 @@ class CLIP4IDC(nn.Module):
     def text_pair_loss(self, embedding: Tensor, text: Tensor | PackedText, *, group: Any = None, gather_grad: Any = "full") -> Tensor:
         """embedding [B, E] of pairs, their captions as in `encode_text` -> symmetric InfoNCE (paper eq. 6 to 8), over the rows of all ranks of
         ``group`` where one is given; see `fastidc.ops.info_nce`."""
-        return ops.info_nce(self.encode_text(text), embedding, self.logit_scale, group=group, gather_grad=gather_grad)
+        pair = embedding if group is None else ops.start_gather(embedding, group)  # they travel while the text tower runs
+        return ops.info_nce(self.encode_text(text), pair, self.logit_scale, group=group, gather_grad=gather_grad)
 
     def token_losses(self, tokens: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """tokens [B, P, M, E] of P kinds of pair, input_ids and target_ids [B, P, R, T], R captions a pair -> [P]: for each kind the mean

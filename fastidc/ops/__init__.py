@@ -2,7 +2,7 @@
 
 from fastidc.ops.attention import cross_attention, raise_faults, self_attention
 from fastidc.ops.bert_adam import bert_adam
-from fastidc.ops.info_nce import info_nce
+from fastidc.ops.info_nce import info_nce, start_gather
 from fastidc.ops.layer_norm import layer_norm
 from fastidc.ops.linear_cross_entropy import linear_cross_entropy
 from fastidc.ops.quick_gelu import quick_gelu
@@ -16,4 +16,5 @@ __all__ = [
     "quick_gelu",
     "raise_faults",
     "self_attention",
+    "start_gather",
 ]

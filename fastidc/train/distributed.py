@@ -149,8 +149,23 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield world, chosen
+    except (dist.DistError, RuntimeError) as error:
+        if not _is_of_a_peer(error):
+            raise
+        raise FastidcError(
+            f"process {world.rank} of {size} lost another one ({str(error).splitlines()[0]}); what that one said last tells why, and then the "
+            "run has to be started again."
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_a_peer(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone or silent; gloo says it in plain RuntimeErrors."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo")
+    )
 
 
 def choose_device(name: str, world: World = ALONE) -> torch.device:

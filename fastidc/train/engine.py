@@ -18,6 +18,7 @@ from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch, PairLoader
 from fastidc.data.random import generator
 from fastidc.errors import FastidcError
+from fastidc.train.chunks import backward_in_chunks
 from fastidc.train.distributed import ALONE, World
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
@@ -56,9 +57,17 @@ class Trainer:
     """A model with its objectives and its optimiser, in one process or in each of many."""
 
     def __init__(
-        self, model, objectives: Sequence[Objective], optimizer: Optimizer, world: World, device: torch.device, precision: Precision
+        self,
+        model,
+        objectives: Sequence[Objective],
+        optimizer: Optimizer,
+        world: World,
+        device: torch.device,
+        precision: Precision,
+        micro_batch: int | None = None,
     ):
-        self.model, self.objectives, self.optimizer = model, objectives, optimizer
+        """micro_batch: activations of so many samples at a time, for the one objective of adaptation (`fastidc.train.chunks`)."""
+        self.model, self.objectives, self.optimizer, self.micro_batch = model, objectives, optimizer, micro_batch
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
         self.wrapped = model
@@ -72,14 +81,25 @@ class Trainer:
         clipping, still on the device."""
         total = None
         for i, batch in enumerate(batches):
-            waits = i + 1 < len(batches) and self.world.size > 1
-            with self.wrapped.no_sync() if waits else nullcontext():
-                with self.precision.autocast():
-                    losses = self.wrapped(batch.to(self.device), self.objectives)
-                    loss = torch.stack([o.weight * losses[o.name] for o in self.objectives]).sum() / len(batches)
-                self.optimizer.scaler.scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
+            share, waits = 1 / len(batches), i + 1 < len(batches)
+            if self.micro_batch is not None and self.micro_batch < len(batch):
+                loss = backward_in_chunks(self, batch, self.objectives[0], self.micro_batch, share, waits)
+            else:
+                loss = self._backward(batch, share, waits)
+            total = loss if total is None else total + loss
         return total, self.optimizer.step()
+
+    def _backward(self, batch: PairBatch, share: float, waits: bool) -> Tensor:
+        with self.gradients_stay(waits):
+            with self.precision.autocast():
+                losses = self.wrapped(batch.to(self.device), self.objectives)
+                loss = torch.stack([o.weight * losses[o.name] for o in self.objectives]).sum() * share
+            self.optimizer.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def gradients_stay(self, waits: bool):
+        """The context of a backward pass whose gradients are not averaged over processes yet, where ``waits``."""
+        return self.wrapped.no_sync() if waits and self.world.size > 1 else nullcontext()
 
 
 MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale

@@ -29,7 +29,7 @@ from fastidc.train.session import Session
 
 # Fields of `TrainOptions` that replace a field of the recipe.
 _RECIPE_OPTIONS = (
-    "epochs", "steps", "batch_size", "accumulate", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean",
+    "epochs", "steps", "batch_size", "accumulate", "micro_batch", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean",
 )  # fmt: skip
 
 
@@ -43,7 +43,9 @@ def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, 
     chosen = preset(name)
     recipe = getattr(chosen, stage)
     changes = {field: getattr(options, field) for field in _RECIPE_OPTIONS}
-    for field in ("epochs", "steps", "batch_size", "accumulate"):
+    if stage == "finetune" and options.micro_batch is not None:
+        raise FastidcError("--micro-batch belongs to adaptation, whose loss needs a whole batch; in fine-tuning use --accumulate.")
+    for field in ("epochs", "steps", "batch_size", "accumulate", "micro_batch"):
         if changes[field] is not None and changes[field] < 1:
             raise FastidcError(f"--{field.replace('_', '-')} must be at least 1, got {changes[field]}.")
     for field in ("lr", "coef_lr"):

@@ -43,7 +43,7 @@ class Session:
         # The official schedule counts an epoch's batches that do not fill a step; with one batch a step the two numbers are the same.
         planned = recipe.steps or (self.loader.batches + recipe.accumulate - 1) / recipe.accumulate * recipe.epochs
         self.optimizer = Optimizer(self.model, stage, recipe, planned, precision.scaler())
-        self.trainer = Trainer(self.model, objectives(stage, recipe, world), self.optimizer, world, device, precision)
+        self.trainer = Trainer(self.model, objectives(stage, recipe, world), self.optimizer, world, device, precision, recipe.micro_batch)
         self.judge = Judge(stage, self.model, self.tokenizer, images, recipe, world, precision, evaluation_batch)
         self.pairs_a_step = recipe.batch_size * (len(records[0].images) - 1 if stage == "finetune" else 1)
         if device.type == "cpu":

@@ -1,0 +1,89 @@
+"""Adaptation's gradient: the same for one process and many, for a whole batch and for chunks of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import contrast
+import pytest
+import torch
+
+from fastidc.train.distributed import ALONE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return contrast.gradients(ALONE, "full", None)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 11, 12, 100])
+def test_chunks_are_the_whole_batch(alone, micro_batch):
+    found = contrast.gradients(ALONE, "full", micro_batch)
+    assert set(found) == set(alone)
+    assert len(found) > 30
+    for name, want in alone.items():
+        compare.assert_close(found[name], want, 1e-9 if "qkv.bias" in name else 1e-10, name)  # keys' biases have a true gradient of 0
+
+
+def test_chunks_in_single_precision():
+    whole, chunked = (contrast.gradients(ALONE, "full", micro, torch.float32) for micro in (None, 5))
+    total = sum(float(g.norm()) ** 2 for name, g in whole.items() if name != "loss") ** 0.5
+    for name, want in whole.items():
+        assert float((chunked[name] - want).norm()) <= 5e-6 * max(float(want.norm()), 1e-2 * total), name
+
+
+def test_only_a_chunk_has_activations(monkeypatch):
+    """With gradients on, no more samples pass than a chunk has."""
+    seen = []
+    original = torch.nn.Linear.forward
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            seen.append(x.shape[0])
+        return original(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    contrast.gradients(ALONE, "full", 2)
+    chunked = max(seen)
+    seen.clear()
+    contrast.gradients(ALONE, "full", None)
+    assert max(seen) >= 4 * chunked
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_many_processes_are_one(alone, size, tmp_path):
+    """ "full": loss and every gradient of one process with the whole batch. "local": towers' gradients divided by the number of processes,
+    the temperature's not (clip4idc.md 4). With chunks too."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "tests"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    script = [str(ROOT / "tests/train/contrast.py"), str(tmp_path / "found.pt")]
+    done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for (mode, _), found in torch.load(tmp_path / "found.pt", weights_only=True).items():
+        assert set(found) == set(alone)
+        for name, want in alone.items():
+            factor = 1 if mode == "full" or name in ("loss", "logit_scale") else 1 / size
+            compare.assert_close(found[name], factor * want, 1e-8 if "qkv.bias" in name else 1e-10, f"{mode}: {name}")
+
+
+def test_a_killed_process_ends_the_others():
+    """With a sentence and at once, rather than in the hours that a process may wait for one that scores captions."""
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "tests"))
+    shared = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        shared["MASTER_PORT"] = str(found.getsockname()[1])
+    script = [sys.executable, str(ROOT / "tests/train/lonely.py")]
+    both = [subprocess.Popen(script, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert both[1].returncode == -signal.SIGKILL
+    assert both[0].returncode == 2, said[0]
+    assert "process 0 of 2 lost another one" in said[0]
+    assert "Traceback" not in said[0]
