@@ -1,7 +1,7 @@
 """How the work is cut: pure functions from what is known of a call to block sizes and warps.
 
 Not measured on a GPU yet. Until it is, the tables come from `python -m bench.tiles`, which compiles every way to cut a kernel and applies a
-rule to registers, shared memory and programs a multiprocessor; every candidate is in bench/results/aot/attention-tiles-*.csv.
+rule to registers, shared memory and programs a multiprocessor; every candidate is in bench/tables/attention-sm_*.csv.
 """
 
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ def test_the_rule():
 
 @pytest.mark.parametrize("arch", [90, 80])
 def test_the_table_is_what_the_search_chose(arch):
-    with (ROOT / f"bench/results/aot/attention-tiles-sm_{arch}.csv").open(newline="") as file:
+    with (ROOT / f"bench/tables/attention-sm_{arch}.csv").open(newline="") as file:
         chosen = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
     assert len(chosen) == 2 * 3 * 4 * 2  # pass, head size, length, with and without dropout
     for row in chosen:
