@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -75,13 +75,35 @@ class Key:
         return (4 if self.backward else 3) * self.length * self.head_dim * ITEM_BYTES
 
 
-def ranked(key: Key, dropout: float, compiled: Callable[[Compilation], dict], clock: bool) -> list[tuple[dict, AttentionTile]]:
-    """Every candidate with its row, best first; by the clock where there is one."""
+def ranked(
+    key: Key, dropout: float, compiled: Callable[[Compilation], dict], clock: bool, others: Mapping[tuple, list[dict]]
+) -> list[tuple[dict, AttentionTile]]:
+    """Every candidate with its row, best first; by the clock where there is one. ``others``: rows of other versions of Triton; a candidate is as
+    good as its worst."""
     found = [(compiled(key.compilation(tile, dropout=dropout)), tile) for tile in candidates(key.length, key.head_dim)]
     if clock:
         found = [({**row, "milliseconds": milliseconds(key, tile, dropout)}, tile) for row, tile in found if not row["spills"]]
         return sorted(found, key=lambda pair: pair[0]["milliseconds"])
-    return sorted(found, key=lambda pair: score(*pair, key.loaded), reverse=True)
+
+    def worst(pair: tuple[dict, AttentionTile]) -> tuple:
+        row, tile = pair
+        return min(score(each, tile, key.loaded) for each in (row, *others.get((key, dropout, tile), ())))
+
+    return sorted(found, key=worst, reverse=True)
+
+
+def read(paths: Sequence[Path]) -> dict[tuple[Key, float, AttentionTile], list[dict]]:
+    """Searches that other versions of Triton made."""
+    found: dict = {}
+    for path in paths:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                length, block = int(row["length"]), int(row["block_q"])
+                key = Key(row["backward"] == "True", int(row["head_dim"]), length)
+                tile = AttentionTile(block, length // block, length, int(row["warps"]))
+                counts = {name: int(row[name]) for name in ("registers", "spills", "shared_bytes", "loads_128", "ctas_per_sm")}
+                found.setdefault((key, float(row["dropout"]), tile), []).append({**row, **counts})
+    return found
 
 
 def milliseconds(key: Key, tile: AttentionTile, dropout: float) -> float:
@@ -120,19 +142,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.tiles", description="Ways to cut the attention kernels, and the best.")
     parser.add_argument("--arch", choices=sorted(CHIPS), default="sm_90")
     parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="every candidate with what became of it")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], metavar="FILE", help="what other versions of Triton made; the worst counts"
+    )
     parser.add_argument("--time", action="store_true", help="measure on this GPU; without it the compiler's output decides")
     arguments = parser.parse_args(argv)
     if arguments.time and not torch.cuda.is_available():
         raise FastidcError("--time needs a CUDA device; leave it out and the compiler's output decides.")
     compiled = functools.partial(cached, arch=arguments.arch, folder=Path(tempfile.gettempdir()) / f"fastidc-tiles-{os.getuid()}")
-    rows = []
+    rows, others = [], read(arguments.also)
     every = [Key(*facts) for facts in itertools.product((False, True), HEAD_DIMS, LENGTHS)]
     for key in tqdm(every, desc="tiles", unit="key"):
         chosen = []
         for dropout in (0.0, 0.1):
-            best = ranked(key, dropout, compiled, arguments.time)
+            best = ranked(key, dropout, compiled, arguments.time, others)
             chosen.append(best[0][1])
-            for row, tile in best:
+            every_version = [(row, cut) for own, cut in best for row in (own, *others.get((key, dropout, cut), ()))]
+            for row, tile in every_version:
                 facts = {"backward": key.backward, "head_dim": key.head_dim, "length": key.length, "dropout": dropout}
                 cut = {"block_q": tile.block_q, "warps": tile.warps, "milliseconds": row.get("milliseconds", "")}
                 rows.append({**facts, **cut, **{name: row[name] for name in COLUMNS}, "chosen": tile == chosen[-1]})

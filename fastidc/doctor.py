@@ -8,6 +8,7 @@ import torch
 
 import fastidc
 from fastidc import ops  # noqa: F401 - defines the ops
+from fastidc.errors import FastidcError
 from fastidc.ops._dispatch import OPS, Op, Spec, arch_of, chosen_for
 
 _COSTS = {
@@ -59,8 +60,12 @@ def report() -> str:
 def _backends(op: Op, specs: dict[str, Spec]) -> list[str]:
     """Which backend serves each call, and what the others refuse, each sentence once."""
     lines, said = [], set()
+    wanted = chosen_for(op.name, "auto")
     for name, spec in specs.items():
-        lines.append(f"  {name}: {op.resolve(spec, chosen_for(op.name, 'auto'))}")
+        try:
+            lines.append(f"  {name}: {op.resolve(spec, wanted)}")
+        except FastidcError as refusal:  # FASTIDC_BACKEND's choice
+            lines.append(f"  {name}: none; {refusal}")
         for backend, refusals in op.explain(spec).items():
             new = [sentence for sentence in refusals if (backend, sentence) not in said]
             said.update((backend, sentence) for sentence in new)

@@ -23,7 +23,7 @@ ALLOWED = {
     "fastidc.config": {"fastidc.errors"},
     "fastidc.packed": {"fastidc.config", "fastidc.errors"},
     "fastidc.reference": set(),
-    "fastidc.ops": {"fastidc.reference", "fastidc_kernels"},
+    "fastidc.ops": {"fastidc.errors", "fastidc.reference", "fastidc_kernels"},
     "fastidc.checkpoint": {"fastidc.config", "fastidc.errors", "fastidc.files"},
     "fastidc.tokenizer": {"fastidc.config", "fastidc.errors"},
     "fastidc.generate": {"fastidc.ops", "fastidc.errors"},
@@ -51,7 +51,7 @@ ALLOWED = {
     },
     "fastidc.convert": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.model"},
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
-    "fastidc.doctor": {"fastidc", "fastidc.ops"},
+    "fastidc.doctor": {"fastidc", "fastidc.errors", "fastidc.ops"},
     "fastidc.cli": {
         "fastidc.config",
         "fastidc.convert",

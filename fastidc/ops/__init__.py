@@ -1,5 +1,6 @@
 """The contract of every kernel. Each function takes ``backend`` and refuses with a sentence what it cannot serve."""
 
+from fastidc.ops._dispatch import check_environment
 from fastidc.ops.attention import cross_attention, raise_faults, self_attention
 from fastidc.ops.bert_adam import bert_adam
 from fastidc.ops.info_nce import info_nce, start_gather
@@ -9,6 +10,7 @@ from fastidc.ops.quick_gelu import quick_gelu
 
 __all__ = [
     "bert_adam",
+    "check_environment",
     "cross_attention",
     "info_nce",
     "layer_norm",

@@ -32,12 +32,12 @@ def unsupported(spec: Spec) -> list[str]:
     if spec.dtype == torch.bfloat16 and interpreted:
         out.append("Triton's interpreter multiplies bf16 matrices wrongly; take fp16 or fp32.")
     if spec.head_dim not in _tiles.HEAD_DIMS:
-        out.append(f"a head must have {', '.join(map(str, _tiles.HEAD_DIMS[:-1]))} or {_tiles.HEAD_DIMS[-1]} numbers, not {spec.head_dim}.")
+        out.append(f"a head must have {', '.join(map(str, _tiles.HEAD_DIMS[:-1]))} or {_tiles.HEAD_DIMS[-1]} numbers.")
     elif spec.dtype == torch.float32 and spec.head_dim > 64:
         out.append(f"in fp32 a head may have 64 numbers at most, not {spec.head_dim}: a tile of more does not fit a multiprocessor.")
     longest, shortest = max(spec.query_length, spec.key_length), min(spec.query_length, spec.key_length)
     if longest > _tiles.LONGEST or shortest < 1:
-        out.append(f"one tile holds 1 to {_tiles.LONGEST} tokens, not {longest if longest > _tiles.LONGEST else shortest}.")
+        out.append(f"one tile holds 1 to {_tiles.LONGEST} tokens, and here are {'more' if longest > _tiles.LONGEST else 'none'}.")
     return out
 
 
@@ -53,7 +53,7 @@ def attention(x: Tensor, memory: Tensor | None, call) -> Tensor:
 
 def new_seed(device: torch.device) -> Tensor:
     """A seed and an offset from torch's generator of ``device``: in a captured graph every replay draws anew."""
-    return torch.empty(2, dtype=torch.int64, device=device).random_()
+    return torch.randint(-(2**63), 2**63 - 1, (2,), device=device)
 
 
 # ---- wrong offsets on a device
@@ -80,14 +80,17 @@ def take_faults() -> bool:
 
 
 def _readable(x: Tensor) -> Tensor:
-    """x with its numbers of a row side by side, as the kernels read them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """x as the kernels read it: a row's numbers side by side, and a sequence's rows within 2^31 numbers, for offsets in it are 32 bits wide
+    (offsets of sequences are 64)."""
+    return x if x.stride(-1) == 1 and _tiles.LONGEST * x.stride(-2) < 2**31 else x.contiguous()
 
 
 def _options(causal: bool, cu_seqlens: Tensor | None, max_seqlen: int, dropout_p: float, seed: Tensor | None, device: torch.device) -> dict:
-    faults = None if cu_seqlens is None else _faults_of(device)
-    options = {"causal": causal, "cu_seqlens": cu_seqlens, "longest": max_seqlen, "dropout_p": dropout_p}
-    return {**options, "seed": seed if dropout_p else None, "faults": faults}
+    options = {"causal": causal, "longest": max_seqlen, "dropout_p": dropout_p}
+    options["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
+    options["faults"] = None if cu_seqlens is None else _faults_of(device)
+    options["seed"] = seed.contiguous() if dropout_p else None
+    return options
 
 
 @functools.cache

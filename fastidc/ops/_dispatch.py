@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastidc.errors import FastidcError
+
 
 class Spec(NamedTuple):
     """What is known about a call before it runs; never a tensor's values."""
@@ -23,12 +25,30 @@ class Spec(NamedTuple):
     arch: int = 0
     """Ten times the compute capability of a CUDA device: 90 for Hopper."""
     head_dim: int = 0
+    """16, 32, 64, 128, or 0 for any other (`head_size`)."""
     query_length: int = 0
+    """Rounded up (`rounded`), so that a compiled graph serves many lengths."""
     key_length: int = 0
     causal: bool = False
     dropout: bool = False
     packed: bool = False
     seeded: bool = False
+
+
+def rounded(length: int) -> int:
+    """The least of 0, 16, 32, 64, 128 that is no less than ``length``; 256 stands for all that is longer."""
+    for size in (0, 16, 32, 64, 128):
+        if length <= size:
+            return size
+    return 256
+
+
+def head_size(head_dim: int) -> int:
+    """`Spec.head_dim`. As a choice of constants, because a compiled graph may know a dimension by a symbol only."""
+    for size in (16, 32, 64, 128):
+        if head_dim == size:
+            return size
+    return 0
 
 
 @torch.compiler.assume_constant_result
@@ -72,14 +92,14 @@ class Op:
                 if not self.backends[name].unsupported(spec):
                     return name
             refusals = self.explain(spec)
-            raise ValueError(
+            raise FastidcError(
                 f"no backend of {self.name} serves this call: " + "; ".join(f"{n}: {' '.join(r)}" for n, r in refusals.items())
             )
         if backend not in self.backends:
-            raise ValueError(f"{self.name} has no backend {backend!r}; choose one of auto, {', '.join(self.backends)}.")
+            raise FastidcError(f"{self.name} has no backend {backend!r}; choose one of auto, {', '.join(self.backends)}.")
         refusals = self.backends[backend].unsupported(spec)
         if refusals:
-            raise ValueError(f"backend {backend!r} cannot serve this {self.name} call: {' '.join(refusals)}")
+            raise FastidcError(f"backend {backend!r} cannot serve this {self.name} call: {' '.join(refusals)}")
         return backend
 
     def explain(self, spec: Spec) -> dict[str, list[str]]:
@@ -94,7 +114,11 @@ def _environment(value: str) -> dict[str, str]:
     for part in filter(None, (p.strip() for p in value.split(","))):
         op, found, name = part.partition("=")
         if not found or not op or not name:
-            raise ValueError(f"FASTIDC_BACKEND: {part!r} is not of the form op=backend, as in attention=sdpa,info_nce=torch.")
+            raise FastidcError(f"FASTIDC_BACKEND: {part!r} is not of the form op=backend, as in attention=sdpa,info_nce=torch.")
+        if op not in OPS:
+            raise FastidcError(f"FASTIDC_BACKEND: there is no op {op!r}; choose among {', '.join(OPS)}.")
+        if name not in ("auto", *OPS[op].backends):
+            raise FastidcError(f"FASTIDC_BACKEND: {op} has no backend {name!r}; choose one of auto, {', '.join(OPS[op].backends)}.")
         choices[op] = name
     return choices
 
@@ -118,6 +142,14 @@ def forget() -> None:
 def chosen_for(op: str, backend: str) -> str:
     """An explicit name wins over FASTIDC_BACKEND, which wins over "auto"."""
     return backend if backend != "auto" else _environment(os.environ.get("FASTIDC_BACKEND", "")).get(op, "auto")
+
+
+def check_environment(device: torch.device, dtype: torch.dtype) -> None:
+    """FastidcError where FASTIDC_BACKEND names what is not there, or what cannot serve a training step's calls on ``device`` at all: a long run
+    asks before it begins."""
+    for op in _environment(os.environ.get("FASTIDC_BACKEND", "")):
+        spec = Spec(op, device.type, dtype, True, arch_of(device), head_dim=64, query_length=32, key_length=32)
+        OPS[op].resolve(spec, chosen_for(op, "auto"))
 
 
 def on_cpu_and_cuda(spec: Spec) -> list[str]:

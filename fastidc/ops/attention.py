@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastidc.ops import _attention_triton as triton_backend
-from fastidc.ops._dispatch import Backend, Op, Spec, arch_of
+from fastidc.ops._dispatch import Backend, Op, Spec, arch_of, head_size, rounded
 from fastidc.reference import attention as reference
 
 
@@ -45,6 +45,7 @@ def self_attention(
     that do not fit and where ``backend`` cannot serve. Offsets on a GPU are not read by the host: wrong ones touch nothing outside the
     tensors, and `raise_faults` reports them later.
     """
+    qkv = _as_autocast(qkv)
     _check("qkv", qkv, 3, num_heads)
     call = Call(num_heads, causal, cu_seqlens, max_seqlen or 0, dropout_p, seed)
     _check_call(call, qkv)
@@ -62,6 +63,7 @@ def cross_attention(
     q: Tensor, kv: Tensor, num_heads: int, *, dropout_p: float = 0.0, seed: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
     """q [B, Lq, H*D], kv [B, Lk, 2*H*D], keys before values -> [B, Lq, H*D]; see `self_attention`."""
+    q, kv = _as_autocast(q), _as_autocast(kv)
     _check("q", q, 1, num_heads)
     _check("kv", kv, 2, num_heads)
     if q.dim() != 3 or kv.dim() != 3 or len(q) != len(kv) or 2 * q.shape[-1] != kv.shape[-1]:
@@ -83,18 +85,29 @@ def raise_faults() -> None:
         )
 
 
+def _as_autocast(x: Tensor) -> Tensor:
+    """x as autocast hands it to attention, whichever backend serves."""
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 def _spec(call: Call, q: Tensor, width: int, query_length: int, key_length: int, grad: bool) -> Spec:
+    dropout = False
+    if call.dropout_p > 0:  # branched on: the compiler may hold the number itself as a symbol
+        dropout = True
     return Spec(
         op="attention",
         device=q.device.type,
         dtype=q.dtype,
         grad=torch.is_grad_enabled() and grad,
         arch=arch_of(q.device),
-        head_dim=width // call.num_heads,
-        query_length=query_length,
-        key_length=key_length,
+        head_dim=head_size(width // call.num_heads),
+        query_length=rounded(query_length),
+        key_length=rounded(key_length),
         causal=call.causal,
-        dropout=call.dropout_p > 0,
+        dropout=dropout,
         packed=call.cu_seqlens is not None,
         seeded=call.seed is not None,
     )
@@ -104,6 +117,8 @@ def _spec(call: Call, q: Tensor, width: int, query_length: int, key_length: int,
 
 
 def _check(name: str, x: Tensor, parts: int, num_heads: int) -> None:
+    if x.dim() not in (2, 3):
+        raise ValueError(f"{name} must have two or three dimensions, got {list(x.shape)}.")
     if num_heads < 1 or x.shape[-1] % (parts * num_heads):
         each = "" if parts == 1 else f" in {parts} equal parts"
         raise ValueError(f"{name} has {x.shape[-1]} numbers a row, which {num_heads} heads cannot share out evenly{each}.")
@@ -122,6 +137,8 @@ def _check_offsets(cu_seqlens: Tensor, max_seqlen: int | None, qkv: Tensor) -> N
         raise ValueError(f"with cu_seqlens, qkv must be [T, 3*H*D], got {list(qkv.shape)}.")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or not len(cu_seqlens):
         raise ValueError(f"cu_seqlens must be int32 [S+1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
+    if len(cu_seqlens) == 1 and len(qkv):
+        raise ValueError(f"cu_seqlens names no sequence, and qkv has {len(qkv)} rows.")
     if cu_seqlens.device != qkv.device:
         raise ValueError(f"cu_seqlens is on {cu_seqlens.device} and qkv on {qkv.device}; move it there once, with the batch.")
     if max_seqlen is None or max_seqlen < 1:

@@ -77,7 +77,7 @@ def kept(seed: Tensor, dropout_p: float, shape: Sequence[int], first: int = 0) -
     x = (_low(place, 0x9E3779B9) + a[..., None, None]) & _WORD
     x = _low(x ^ (x >> 16), 0x85EBCA6B)
     x = _low(x ^ b[..., None, None] ^ (x >> 13), 0xC2B2AE35)
-    return (x ^ (x >> 16)) >= round(dropout_p * 2**32)
+    return (x ^ (x >> 16)) >= min(round(dropout_p * 2**32), 2**32 - 1)
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from fastidc.data.images import ImageStore
 from fastidc.data.loaders import check_images
 from fastidc.data.records import PairRecord, load_records, recognise
 from fastidc.errors import FastidcError
+from fastidc.ops import check_environment
 from fastidc.tokenizer import Tokenizer
 from fastidc.train.distributed import World, is_main_process, processes
 from fastidc.train.epochs import Training
@@ -58,6 +59,7 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
         raise FastidcError(f"{args.resume_model}: epoch {resumed.epoch + 1} of {args.epochs} is done; give more --epochs to go on.")
     kind = _in_official_words(lambda: recognise(args.data_path)) if args.datatype == "auto" else args.datatype
     precision = choose_precision(args.precision, device)
+    check_environment(device, precision.dtype)
     recipe = recipe_of(args, stage, kind)
     notices: list[str] = []
     records = _records(args, kind, notices.append)

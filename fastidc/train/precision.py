@@ -26,10 +26,14 @@ class Precision:
     name: str
     device: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the towers multiply."""
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(self.name, torch.float16)
+
     def autocast(self):
         """The context in which the model runs."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
-        return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype)
+        return torch.autocast(self.device, dtype=self.dtype) if self.name in ("bf16", "fp16") else nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss in "fp16"; elsewhere it does nothing."""

@@ -19,6 +19,7 @@ from fastidc.evaluate.coco import write_references, write_results
 from fastidc.evaluate.predict import references_of
 from fastidc.files import write_json
 from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.ops import check_environment
 from fastidc.tokenizer import vocabulary_of
 from fastidc.train.distributed import World, processes
 from fastidc.train.engine import Step, StepLog, fit
@@ -118,6 +119,7 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
     dataset = recognise(options.data) if options.dataset == "auto" else options.dataset
     chosen, recipe = resolve(stage, options, dataset)
     precision = choose_precision(options.precision, device)
+    check_environment(device, precision.dtype)
     say = tqdm.write if world.is_main else lambda text: None
     records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say)
     if not records["train"]:

@@ -10,6 +10,7 @@ gradient, so it adds exactly nothing to any sum; only keys need a mask.
 """
 
 import functools
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -231,14 +232,16 @@ def attention_fwd(
     tile: _tiles.AttentionTile | None = None,
 ) -> None:
     """Fills ``out``. q, out [B, Lq, H*D], k, v [B, Lk, H*D]; or, with ``cu_seqlens`` [S+1] int32, all [T, H*D] and ``longest`` tokens at most
-    in a sequence. The last dimension is contiguous, k and v have the same strides. seed: int64 [2] where dropout_p > 0; faults: int32 [1]
+    in a sequence. A row's numbers lie side by side, 128 rows less than 2^31 numbers apart; k and v have the same strides. seed: int64 [2] where dropout_p > 0; faults: int32 [1]
     where packed. tile: the table's where none is given."""
     facts, static, tile = _call(q, k, heads, causal, cu_seqlens, longest, dropout_p, False, tile)
     grid = (facts["sequences"] * static["GROUPS"],)
     if not grid[0] or not q.numel():
         return
     strides = (*_strides(q), *_strides(k), *_strides(out))
-    attention_fwd_kernel[grid](q, k, v, out, cu_seqlens, seed, faults, *facts.values(), *strides, **static, **_options(tile))
+    tensors = (q, k, v, out, cu_seqlens, seed, faults)
+    with _on(q.device):
+        attention_fwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_options(tile))
 
 
 def attention_bwd(
@@ -266,7 +269,8 @@ def attention_bwd(
         return
     strides = (*_strides(q), *_strides(k), *_strides(grad), *_strides(dq), *_strides(dk))
     tensors = (q, k, v, grad, dq, dk, dv, cu_seqlens, seed, faults)
-    attention_bwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_options(tile))
+    with _on(q.device):
+        attention_bwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_options(tile))
 
 
 @functools.cache
@@ -279,6 +283,11 @@ def _arch(device: torch.device) -> int:
 def _options(tile: _tiles.AttentionTile) -> dict:
     """How to compile. Fused multiply-adds are asked for, because Triton's default for them changes between versions."""
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def _on(device: torch.device):
+    """Triton launches on the current device, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _strides(x: Tensor) -> tuple[int, int]:
@@ -301,7 +310,7 @@ def _call(q, k, heads, causal, cu_seqlens, longest, dropout_p, backward, tile):
         "query_length": query_length,
         "key_length": key_length,
         "total_rows": len(q) if packed else 0,
-        "threshold": round(dropout_p * 2**32),
+        "threshold": min(round(dropout_p * 2**32), 2**32 - 1),
     }
     static = {
         "GROUPS": heads // per_program,

@@ -211,7 +211,7 @@ def test_api_raises_what_the_command_prints(data, tmp_path):
         train("adapt", TrainOptions(data, tmp_path / "run", preset="tiny", precision="fp8"))
 
 
-def test_help_and_unknown_commands():
+def test_help_and_unknown_commands(monkeypatch, tmp_path):
     def run(*argv):
         return subprocess.run([sys.executable, "-m", "fastidc.cli", *argv], capture_output=True, text=True, timeout=120, check=False)
 
@@ -226,3 +226,15 @@ def test_help_and_unknown_commands():
     for call in ("intra, 50 tokens", "packed captions", "ViT-B/16 inter, 394 tokens"):
         assert f"attention, {call}: sdpa" in doctor.stdout
     assert doctor.stdout.count("    xformers: it runs on CUDA, not on cpu.") == 1
+    monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformers")
+    doctor = run("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    assert "packed captions: none; backend 'xformers' cannot serve this attention call" in doctor.stdout
+    monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformer")
+    for command in ("doctor",), ("adapt", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--preset", "tiny"):
+        refused = run(*command)
+        assert refused.returncode == 2
+        if command[0] == "doctor":
+            assert refused.stderr.startswith("fastidc: FASTIDC_BACKEND: attention has no backend 'xformer'; choose one of auto")
+        assert len(refused.stderr.splitlines()) == 1
+        assert not (tmp_path / "run").exists()

@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
     ("call", "sentence"),
     [
         (lambda x: ops.self_attention(x, 5), "qkv has 96 numbers a row, which 5 heads cannot share out evenly in 3 equal parts"),
-        (lambda x: ops.self_attention(x.repeat(1, 20, 1), 1, backend="triton"), "one tile holds 1 to 128 tokens, not 140"),
-        (lambda x: ops.self_attention(x, 4, backend="triton"), "a head must have 16, 32, 64 or 128 numbers, not 8"),
+        (lambda x: ops.self_attention(x.repeat(1, 20, 1), 1, backend="triton"), "one tile holds 1 to 128 tokens, and here are more"),
+        (lambda x: ops.self_attention(x, 4, backend="triton"), "a head must have 16, 32, 64 or 128 numbers."),
         (lambda x: ops.self_attention(x.repeat(1, 1, 4), 1, backend="triton"), "in fp32 a head may have 64 numbers at most, not 128"),
         (lambda x: ops.self_attention(x.int(), 1, backend="triton"), "it takes fp32, fp16 and bf16, not torch.int32"),
         (lambda x: ops.self_attention(x, 1, dropout_p=1.0), "dropout_p must be at least 0 and less than 1, got 1.0"),
@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
         (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,))), "cu_seqlens needs max_seqlen"),
         (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,)).long(), max_seqlen=7), "cu_seqlens must be int32 [S+1]"),
         (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets((7,)).to("meta"), max_seqlen=7), "cu_seqlens is on meta and qkv on"),
+        (lambda x: ops.self_attention(x[0], 1, cu_seqlens=offsets(()), max_seqlen=7), "cu_seqlens names no sequence, and qkv has 7 rows"),
+        (lambda x: ops.self_attention(x[0, 0, 0], 1), "qkv must have two or three dimensions, got []"),
         (lambda x: ops.cross_attention(x, x, 1), "q must be [B, Lq, H*D] and kv [B, Lk, 2*H*D]"),
         (lambda x: ops.cross_attention(x[..., :48].half(), x, 1), "q and kv must have one dtype and device"),
     ],
@@ -45,6 +47,8 @@ WRONG = {
     "must ascend, got 5 before 4 at index 2": [0, 5, 4, 7],
     "must end at the number of rows, 7, got 6": [0, 3, 6],
     "sequence 1 has 6 rows, more than max_seqlen 5": [0, 1, 7],
+    "must end at the number of rows, 7, got 9": [0, 3, 5, 9],
+    "must start at 0, got -2": [-2, 3, 7],
 }
 
 

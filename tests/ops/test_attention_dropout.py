@@ -76,6 +76,10 @@ def test_mask_statistics():
         assert abs(correlation(a, b)) < 5, name
 
 
+def test_almost_everything_may_be_dropped():
+    assert not mask_of((0, 0), 1 - 2**-34, sequences=1, heads=1, rows=4, columns=8).any()
+
+
 def test_dropout_draws_from_torch_s_generator():
     qkv = noise(2, 30, 3 * 32, dtype=torch.float32).detach()
 

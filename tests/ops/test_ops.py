@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastidc import ops
+from fastidc.errors import FastidcError
 from fastidc.ops import _dispatch
 from fastidc.reference import attention as reference_attention
 from fastidc.reference import bert_adam as reference_bert_adam
@@ -150,9 +151,19 @@ def test_dispatch_obeys_the_environment(monkeypatch):
     monkeypatch.setenv("FASTIDC_BACKEND", "info_nce=torch, attention=torch")
     assert attention(spec, "auto") is attention.backends["torch"].run
     assert attention(spec, "reference") is attention.backends["reference"].run
-    monkeypatch.setenv("FASTIDC_BACKEND", "sdpa")
-    with pytest.raises(ValueError, match="FASTIDC_BACKEND: 'sdpa' is not of the form op=backend"):
-        attention(spec, "auto")
+    for value, sentence in (
+        ("sdpa", "FASTIDC_BACKEND: 'sdpa' is not of the form op=backend"),
+        ("atention=sdpa", "FASTIDC_BACKEND: there is no op 'atention'; choose among attention"),
+        ("attention=nonsense", "FASTIDC_BACKEND: attention has no backend 'nonsense'; choose one of auto, triton"),
+    ):
+        monkeypatch.setenv("FASTIDC_BACKEND", value)
+        with pytest.raises(FastidcError, match=sentence):
+            attention(spec, "auto")
+        with pytest.raises(FastidcError, match=sentence):
+            ops.check_environment(torch.device("cpu"), torch.float32)
+    monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformers")
+    with pytest.raises(FastidcError, match="cannot serve this attention call: it runs on CUDA, not on cpu"):
+        ops.check_environment(torch.device("cpu"), torch.float32)
 
 
 def test_explain_lists_every_backend():
