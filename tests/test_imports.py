@@ -29,9 +29,26 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("name", [name for name in OPTIONAL if name != "triton"])
 def test_every_module_imports_without(name):
     run(BLOCK.format(name=name) + EVERYTHING)
+
+
+def test_the_library_imports_without_triton():
+    """Device code is Triton's language, and is imported by the call that launches it; nothing of the library needs it before."""
+    library = EVERYTHING.replace("(fastidc, fastidc_kernels)", "(fastidc,)")
+    refused = """
+import torch
+from fastidc import ops
+qkv = torch.randn(1, 4, 96)
+assert ops.self_attention(qkv, 2).shape == (1, 4, 32)
+try:
+    ops.self_attention(qkv, 2, backend="triton")
+except ValueError as error:
+    print(error)
+"""
+    assert "the package triton is not installed." in run(BLOCK.format(name="triton") + library + refused)
+    assert run(library + "import sys\nprint([m for m in ('triton', 'torch._dynamo') if m in sys.modules])").strip() == "[]"
 
 
 def test_importing_starts_nothing():

@@ -15,6 +15,12 @@ import torch
 from fastidc.errors import FastidcError
 
 
+def _constant(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does, which would import the whole compiler here: three seconds for those who compile nothing."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 class Spec(NamedTuple):
     """What is known about a call before it runs; never a tensor's values."""
 
@@ -51,7 +57,7 @@ def head_size(head_dim: int) -> int:
     return 0
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def arch_of(device: torch.device) -> int:
     """`Spec.arch` of ``device``; 0 where it is no CUDA device."""
     if device.type != "cuda":
@@ -123,7 +129,7 @@ def _environment(value: str) -> dict[str, str]:
     return choices
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _serving(op: str, backend: str, *facts: Any) -> str:
     """``facts``: a `Spec`'s, one by one, since the compiler knows constants and no classes of ours."""
     return _resolved(op, Spec(*facts), chosen_for(op, backend))
