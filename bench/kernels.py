@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastidc_kernels import _tiles
-from fastidc_kernels._tiles import AttentionTile
+from fastidc_kernels._tiles import AttentionTile, InfoNCETile
 
 Declares = Literal["mma", "wide_loads", "nothing"]
 
@@ -112,4 +112,80 @@ def _attentions() -> Iterator[Compilation]:
                 yield attention(tile, f"L<={length}", backward=backward, **facts, **use)
 
 
-COMPILATIONS: tuple[Compilation, ...] = tuple(_attentions())
+def info_nce(part: str, name: str, *, dtype: str = "bf16", width: int = 512, tile: InfoNCETile | None = None, **more) -> Compilation:
+    """The InfoNCE kernel ``part`` ("unit", "fwd", "fwd_loss", "bwd", "sum"), as its launcher would call it with ``tile``."""
+    head, tail = _tiles.halves(width)
+    padded = head + tail
+    mixed = {"rows_ptr": dtype, "columns_ptr": dtype, "unit_ptr": dtype, "faults": "i32"}
+    if part == "bwd":
+        mixed["out_ptr"] = dtype
+    tensors, numbers, constants = {
+        "unit": (
+            ("rows_ptr", "columns_ptr", "unit_ptr", "norm_ptr", "faults"),
+            ("rows", "columns", "row_stride", "column_stride"),
+            {"DIM": width, "WIDTH": padded, "BLOCK": (size := _tiles.power_of_two(padded)), "COUNT": max(1, 4096 // size)},
+        ),
+        "fwd": (
+            ("unit_ptr", "norm_ptr", "scale_ptr", "row_ptr", "column_ptr", "diagonal_ptr"),
+            ("rows", "columns", "offset", "steps"),
+            {"WIDTH": padded, **_cut(tile), "BLOCK_D": min(tile.piece, padded & -padded) if tile else 0},
+        ),
+        "fwd_loss": (
+            ("row_ptr", "column_ptr", "diagonal_ptr", "row_out", "column_out", "softmax_ptr", "miss_ptr", "loss_ptr"),
+            ("rows", "columns", "offset", "row_parts", "column_parts", "share"),
+            {"LOSS": True, "PARTS": 16, "BLOCK": 512},
+        ),
+        "bwd": (
+            ("unit_ptr", "norm_ptr", "softmax_ptr", "miss_ptr", "scale_ptr", "grad_ptr", "out_ptr", "terms_ptr"),
+            ("rows", "columns", "offset", "share"),
+            {"DIM": width, "HEAD": head, "TAIL": tail, **_cut(tile)},
+        ),
+        "sum": (("terms_ptr", "factor_ptr", "out_ptr"), ("count", "share"), {"BLOCK": 2048}),
+    }[part]
+    absent = {"row_out": None, "column_out": None} if part == "fwd_loss" else {}
+    constants |= {"FP64": False, **absent}
+    signature = {tensor: f"*{mixed.get(tensor, 'fp32')}" for tensor in tensors} | dict.fromkeys(numbers, "i32")
+    product = part in ("fwd", "bwd")
+    cut = f" ({tile.rows}x{tile.columns}, {tile.warps} warps, {tile.stages} stages)" if tile else ""
+    return Compilation(
+        name=f"info_nce_{part}",
+        kernel=f"fastidc_kernels._info_nce:info_nce_{part}_kernel",
+        config=f"{name} D={width} {dtype}{cut}",
+        signature={**signature, **dict.fromkeys(constants, "constexpr")},
+        constants=constants,
+        divisible=tuple(x for x in signature if x not in absent and x.endswith(("_ptr", "_stride", "faults"))),
+        warps=tile.warps if tile else 4 if part == "unit" else 8,
+        stages=tile.stages if tile else 3,
+        declares="mma" if product and _SIZES[dtype] == 2 else "wide_loads" if product or part == "unit" else "nothing",
+        **more,
+    )
+
+
+def _cut(tile: InfoNCETile | None) -> dict[str, int]:
+    return {"BLOCK_R": tile.rows, "BLOCK_C": tile.columns} if tile else {}
+
+
+def _info_nces() -> Iterator[Compilation]:
+    """The paper's width at batches of one multiprocessor and of many, ViT-L/14's, then every tile with every dtype and other widths."""
+    for arch in ("sm_90", "sm_80"):
+        chip = int(arch.removeprefix("sm_"))
+
+        def both(
+            count: int, width: int, dtype: str = "bf16", *, passes=("fwd", "bwd"), arch=arch, chip=chip, **more
+        ) -> Iterator[Compilation]:
+            for part in passes:
+                tile = getattr(_tiles, f"info_nce_{part}")(count, width, _SIZES[dtype], chip)
+                yield info_nce(part, f"B={count}", dtype=dtype, width=width, tile=tile, arch=arch, **more)
+
+        for part in ("unit", "fwd_loss", "sum"):
+            yield info_nce(part, "any B", arch=arch)
+        yield from both(128, 512)
+        yield from both(1024, 512, passes=("fwd",))
+        yield from both(16384, 512)
+        yield from both(128, 768, passes=("bwd",))
+        yield from both(16384, 768)
+        for dtype, width, count in itertools.product(_SIZES, (24, 64, 128, 256, 264, 384, 512, 640, 768, 1000, 1024), (128, 1024, 16384)):
+            yield from both(count, width, dtype, paper=False)
+
+
+COMPILATIONS: tuple[Compilation, ...] = (*_attentions(), *_info_nces())

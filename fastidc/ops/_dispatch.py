@@ -31,7 +31,7 @@ class Spec(NamedTuple):
     arch: int = 0
     """Ten times the compute capability of a CUDA device: 90 for Hopper."""
     head_dim: int = 0
-    """16, 32, 64, 128, or 0 for any other (`head_size`)."""
+    """Attention: 16, 32, 64, 128, or 0 for any other (`head_size`). InfoNCE: the numbers of an embedding."""
     query_length: int = 0
     """Rounded up (`rounded`), so that a compiled graph serves many lengths."""
     key_length: int = 0

@@ -76,15 +76,6 @@ def cross_attention(
     return op(_spec(call, q, q.shape[-1], q.shape[1], kv.shape[1], grad), backend)(q, kv, call)
 
 
-def raise_faults() -> None:
-    """ValueError where packed offsets on a GPU were wrong in a call since the last time this was asked; waits for the device."""
-    if triton_backend.take_faults():
-        raise ValueError(
-            "packed attention met cu_seqlens that do not ascend from 0 to the number of rows in steps of at most max_seqlen; its results are "
-            "void: make the offsets from the sequences' lengths with fastidc.packed."
-        )
-
-
 def _as_autocast(x: Tensor) -> Tensor:
     """x as autocast hands it to attention, whichever backend serves."""
     device = x.device.type

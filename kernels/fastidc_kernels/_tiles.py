@@ -1,7 +1,8 @@
 """How the work is cut: pure functions from what is known of a call to block sizes and warps.
 
 Not measured on a GPU yet. Until it is, the tables come from `python -m bench.tiles`, which compiles every way to cut a kernel and applies a
-rule to registers, shared memory and programs a multiprocessor; every candidate is in bench/tables/attention-sm_*.csv.
+rule to registers, shared memory and programs a multiprocessor, the worst of Triton 3.6 and 3.9 for Hopper; every candidate is in
+bench/tables/attention-sm_*.csv.
 """
 
 from dataclasses import dataclass
@@ -67,11 +68,11 @@ _ATTENTION = {
         ("bwd", 64, 16): (16, 1),
         ("bwd", 64, 32): (32, 2),
         ("bwd", 64, 64): (64, 4),
-        ("bwd", 64, 128): (32, 4),
+        ("bwd", 64, 128): (16, 8),
         ("bwd", 128, 16): (16, 2),
         ("bwd", 128, 32): (32, 4),
         ("bwd", 128, 64): (64, 4),
-        ("bwd", 128, 128): (64, 8),
+        ("bwd", 128, 128): (32, 8),
     },
     80: {
         ("fwd", 32, 16): (16, 1),
@@ -100,15 +101,15 @@ _ATTENTION = {
         ("bwd", 128, 128): (64, 8),
     },
 }
-# where the tile above would spill with dropout
+# where the best with dropout is another
 _WITH_DROPOUT = {
     90: {
         ("fwd", 32, 64): (64, 2),
         ("fwd", 32, 128): (32, 2),
         ("bwd", 32, 32): (32, 1),
         ("bwd", 32, 64): (16, 4),
-        ("bwd", 64, 128): (16, 8),
-        ("bwd", 128, 128): (32, 8),
+        ("bwd", 64, 64): (16, 4),
+        ("bwd", 64, 128): (16, 4),
     },
     80: {
         ("bwd", 32, 32): (32, 1),
@@ -118,3 +119,61 @@ _WITH_DROPOUT = {
         ("bwd", 128, 128): (16, 4),
     },
 }
+
+
+# ---- InfoNCE
+
+WIDEST = 1024  # numbers of a vector
+
+
+@dataclass(frozen=True)
+class InfoNCETile:
+    """``rows`` vectors of one side a program, ``columns`` of the other at a time; forward, ``piece`` numbers of each at a time."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    piece: int = 0
+
+
+def halves(width: int) -> tuple[int, int]:
+    """Two powers of two, the second one 0 where it is not needed, that together hold a vector of ``width`` numbers. Above 256 there are always
+    two, because the backward pass keeps them in registers and finishes one after the other."""
+    whole = power_of_two(width)
+    if whole == width or whole == 16:
+        return (whole, 0) if whole <= 256 else (whole // 2, whole // 2)
+    tail = power_of_two(width - whole // 2)
+    return (whole, 0) if tail == whole // 2 and whole <= 256 else (whole // 2, tail)
+
+
+def info_nce_fwd(count: int, width: int, item_bytes: int, arch: int) -> InfoNCETile:
+    """The forward tile where the shorter side of S has ``count`` vectors of ``width`` numbers; the rest as in `attention`. Few vectors get small
+    tiles, so that there are programs for all multiprocessors; many get tiles that read each vector seldom."""
+    if item_bytes > 2:
+        return InfoNCETile(32, 32, 4, 1, 32)
+    if count <= 512:
+        return InfoNCETile(32, 32, 4, 3, 128)
+    if count <= 2048:
+        return InfoNCETile(64, 64, 4, 4, 64)
+    return InfoNCETile(128, 128, 8, 4 if arch >= 90 else 3, 64)
+
+
+def info_nce_bwd(count: int, width: int, item_bytes: int, arch: int) -> InfoNCETile:
+    """The backward tile where the longer side has ``count`` vectors; the rest as in `info_nce_fwd`. A gradient stays in registers, and they
+    bound the rows: the most that the compiler serves without a spill."""
+    if item_bytes > 2:
+        return InfoNCETile(16, 16, 8, 1)
+    if count <= 2048 or (arch < 90 and width > 512):
+        return InfoNCETile(16, 32, 4, 3 if arch >= 90 else 2) if width <= 512 else InfoNCETile(16, 32, 8, 2)
+    if arch < 90:
+        return InfoNCETile(32, 32, 4 if width <= 256 else 8, 2)
+    if width > 512:
+        return InfoNCETile(32, 32 if width <= 768 else 16, 8, 2)
+    return InfoNCETile(64, 32, 4 if width <= 128 else 8, 2)
+
+
+def info_nce_steps(rows: int, columns: int, tile: InfoNCETile) -> int:
+    """Blocks of columns that one forward program walks: as many as leave about eight programs to each of a large GPU's multiprocessors."""
+    blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
+    return max(1, min(16, blocks // 1024))

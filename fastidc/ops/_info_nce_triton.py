@@ -1,0 +1,136 @@
+"""The kernels of `fastidc_kernels.info_nce` as registered ops, for one process."""
+
+import functools
+
+import torch
+from fastidc_kernels import _runtime, _tiles
+from torch import Tensor
+
+from fastidc.ops._dispatch import Spec
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def unsupported(spec: Spec) -> list[str]:
+    """Why the kernels cannot serve, in sentences. ``spec.head_dim`` is the embeddings' width."""
+    if missing := _runtime.missing("triton"):
+        return [missing]
+    out = []
+    interpreted = spec.device != "meta" and _runtime.interpreted()
+    if spec.device == "cpu" and not interpreted:
+        out.append(
+            "it runs on CUDA, and on a CPU only in Triton's interpreter, where TRITON_INTERPRET=1 was set before anything was imported."
+        )
+    elif spec.device == "cuda" and interpreted:
+        out.append("Triton's interpreter is on, which computes on the CPU; unset TRITON_INTERPRET.")
+    elif spec.device == "cuda" and spec.arch < 80:
+        out.append(f"it needs compute capability 8.0 or newer, and this device has {spec.arch / 10}.")
+    elif spec.device not in ("cpu", "cuda", "meta"):
+        out.append(f"it runs on CUDA, not on {spec.device}.")
+    if spec.dtype not in _NAMES or (spec.dtype == torch.float64 and not interpreted):
+        out.append(f"it takes fp32, fp16 and bf16, not {_NAMES.get(spec.dtype, spec.dtype)}.")
+    if spec.dtype == torch.bfloat16 and interpreted:
+        out.append("Triton's interpreter multiplies bf16 matrices wrongly; take fp16 or fp32.")
+    if spec.head_dim > _tiles.WIDEST:
+        out.append(f"an embedding may have {_tiles.WIDEST} numbers at most, not {spec.head_dim}.")
+    return out
+
+
+def info_nce(text: Tensor, pair: Tensor, logit_scale: Tensor) -> Tensor:
+    """See `fastidc.ops.info_nce`."""
+    return info_nce_fwd(text, pair, logit_scale)[0]
+
+
+# ---- embeddings that are not finite
+
+_faults: dict[torch.device, Tensor] = {}
+
+
+def _faults_of(device: torch.device) -> Tensor:
+    """int32 [2], of texts and of pairs, that kernels raise where an embedding is not finite; one a device, kept, so that a captured graph can
+    write to it."""
+    if device not in _faults:
+        _faults[device] = torch.zeros(2, dtype=torch.int32, device=device)
+    return _faults[device]
+
+
+def take_faults() -> list[str]:
+    """What was not finite since the last call, in sentences."""
+    out = []
+    for flags in _faults.values():
+        for name, flag in zip(("text", "pair"), flags.tolist(), strict=True):
+            if flag:
+                out.append(f"the contrastive loss met a {name} embedding that is not finite, first in row {2**31 - 1 - flag} of its batch.")
+        flags.zero_()
+    return out
+
+
+# ---- registered ops
+
+
+@functools.cache
+def _kernels():
+    """Imported when first needed: importing fastidc imports no Triton."""
+    from fastidc_kernels import info_nce as kernels
+
+    return kernels
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x with its numbers of a row side by side, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _statistic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("fastidc::info_nce_fwd", mutates_args=())
+def info_nce_fwd(text: Tensor, pair: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """text, pair [B, E], logit_scale [] -> loss [] and what the backward pass reads: unit [2B, W], norms [2, 2B], softmax [2, 2B], miss [B]."""
+    kernels, rows = _kernels(), len(text)
+    unit, norms = kernels.info_nce_unit(_readable(text), _readable(pair), _faults_of(text.device))
+    parts = kernels.info_nce_fwd(unit, norms, logit_scale, rows)
+    loss, softmax, miss = kernels.info_nce_loss(*parts, 0, rows)
+    return loss, unit, norms, softmax, miss
+
+
+@info_nce_fwd.register_fake
+def _(text, pair, logit_scale):
+    rows, dtype = text.shape[0], _statistic(text.dtype)
+    unit = text.new_empty(2 * rows, sum(_tiles.halves(text.shape[1])))
+    loss, norms, softmax, miss = (text.new_empty(shape, dtype=dtype) for shape in ((), (2, 2 * rows), (2, 2 * rows), (rows,)))
+    return loss, unit, norms, softmax, miss
+
+
+@torch.library.custom_op("fastidc::info_nce_bwd", mutates_args=())
+def info_nce_bwd(
+    grad: Tensor, unit: Tensor, norms: Tensor, softmax: Tensor, miss: Tensor, logit_scale: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """The gradient [2B, E] of texts, then pairs, in unit's dtype, and logit_scale's []."""
+    return _kernels().info_nce_bwd(unit, norms, softmax, miss, logit_scale, grad, 0, len(miss), width, unit.dtype)
+
+
+@info_nce_bwd.register_fake
+def _(grad, unit, norms, softmax, miss, logit_scale, width):
+    return unit.new_empty(unit.shape[0], width), torch.empty_like(logit_scale)
+
+
+def _save(ctx, inputs, output):
+    text, _, logit_scale = inputs
+    ctx.width = text.shape[1]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:], logit_scale)
+
+
+def _gradient(ctx, grad, *unused):
+    if grad is None:
+        return None, None, None
+    *saved, logit_scale = ctx.saved_tensors
+    gradient, scale_gradient = info_nce_bwd(grad, *saved, logit_scale, ctx.width)
+    rows = len(gradient) // 2
+    return gradient[:rows], gradient[rows:], scale_gradient
+
+
+info_nce_fwd.register_autograd(_gradient, setup_context=_save)
