@@ -149,14 +149,14 @@ def info_nce(part: str, name: str, *, dtype: str = "bf16", width: int = 512, til
     cut = f" ({tile.rows}x{tile.columns}, {tile.warps} warps, {tile.stages} stages)" if tile else ""
     return Compilation(
         name=f"info_nce_{part}",
-        kernel=f"fastidc_kernels._info_nce:info_nce_{part}_kernel",
+        kernel=f"fastidc_kernels._info_nce{'_bwd' if part == 'bwd' else ''}:info_nce_{part}_kernel",
         config=f"{name} D={width} {dtype}{cut}",
         signature={**signature, **dict.fromkeys(constants, "constexpr")},
         constants=constants,
         divisible=tuple(x for x in signature if x not in absent and x.endswith(("_ptr", "_stride", "faults"))),
         warps=tile.warps if tile else 4 if part == "unit" else 8,
         stages=tile.stages if tile else 3,
-        declares="mma" if product and _SIZES[dtype] == 2 else "wide_loads" if product or part == "unit" else "nothing",
+        declares="mma" if product and _SIZES[dtype] == 2 else "wide_loads" if (product or part == "unit") and width >= 64 else "nothing",
         **more,
     )
 

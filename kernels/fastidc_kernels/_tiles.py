@@ -151,10 +151,10 @@ def info_nce_fwd(count: int, width: int, item_bytes: int, arch: int) -> InfoNCET
     """The forward tile where the shorter side of S has ``count`` vectors of ``width`` numbers; the rest as in `attention`. Few vectors get small
     tiles, so that there are programs for all multiprocessors; many get tiles that read each vector seldom."""
     if item_bytes > 2:
-        return InfoNCETile(32, 32, 4, 1, 32)
+        return InfoNCETile(32, 32, 8, 1, 32)
     if count <= 512:
         return InfoNCETile(32, 32, 4, 3, 128)
-    if count <= 2048:
+    if count <= 2048 or width < 64:
         return InfoNCETile(64, 64, 4, 4, 64)
     return InfoNCETile(128, 128, 8, 4 if arch >= 90 else 3, 64)
 
@@ -164,7 +164,7 @@ def info_nce_bwd(count: int, width: int, item_bytes: int, arch: int) -> InfoNCET
     bound the rows: the most that the compiler serves without a spill."""
     if item_bytes > 2:
         return InfoNCETile(16, 16, 8, 1)
-    if count <= 2048 or (arch < 90 and width > 512):
+    if count <= 2048 or (arch < 90 and width > 256 and width != 512):
         return InfoNCETile(16, 32, 4, 3 if arch >= 90 else 2) if width <= 512 else InfoNCETile(16, 32, 8, 2)
     if arch < 90:
         return InfoNCETile(32, 32, 4 if width <= 256 else 8, 2)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fastidc_kernels import _info_nce as kernels
+from fastidc_kernels import _info_nce_bwd as backward
 from fastidc_kernels import _tiles
 
 
@@ -109,7 +110,7 @@ def info_nce_bwd(
     tensors = (unit, norms, softmax, miss, logit_scale, grad, gradient, terms)
     static = {"DIM": width, "HEAD": head, "TAIL": tail, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns, "FP64": unit.dtype == torch.float64}
     with _on(unit.device):
-        kernels.info_nce_bwd_kernel[grid](*tensors, rows, columns, offset, total, **static, **_options(tile))
+        backward.info_nce_bwd_kernel[grid](*tensors, rows, columns, offset, total, **static, **_options(tile))
     return gradient, _sum(terms, grad, scale_gradient, total)
 
 
