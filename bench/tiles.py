@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from fastidc_kernels._tiles import AttentionTile
 from tqdm import tqdm
 
 from bench.aot import CHIPS, cached
@@ -26,6 +25,7 @@ from bench.kernels import Compilation, attention
 from bench.timing import EventClock
 from fastidc.errors import FastidcError
 from fastidc.files import aside
+from fastidc_kernels._tiles import AttentionTile
 
 # Bytes a multiprocessor. Little's law asks for 26 KB at 4.3 TB/s and 0.8 us; a program loads for a part of its life only.
 IN_FLIGHT = 96 * 1024

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a CUDA device")
+        skip = pytest.mark.skip(reason="needs a CUDA device: run `pytest -m gpu` where there is one")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)

@@ -213,7 +213,7 @@ def test_a_cut_published_tower_is_no_smaller_model(tmp_path):
 
 
 def test_open_clip_names():
-    pytest.importorskip("open_clip", reason="open_clip is not installed")
+    pytest.importorskip("open_clip", reason="install open_clip_torch to read its weights")
     with pytest.raises(FastidcError, match="use open_clip:ViT-B-32-quickgelu/openai"):
         CLIP4IDC.from_pretrained("open_clip:ViT-B-32/openai")
     with pytest.raises(FastidcError, match="open_clip knows no model 'ViT-Q-7'"):
@@ -224,7 +224,7 @@ def test_open_clip_names():
 
 def test_open_clip_text_embeddings(tmp_path):
     """A random open_clip ViT-B-32-quickgelu in OpenAI's layout gives open_clip's own text embeddings, and its intra features too."""
-    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    open_clip = pytest.importorskip("open_clip", reason="install open_clip_torch to read its weights")
     torch.manual_seed(0)
     theirs = open_clip.create_model("ViT-B-32-quickgelu").eval()
     torch.save(theirs.state_dict(), tmp_path / "ViT-B-32.pt")

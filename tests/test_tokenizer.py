@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
+pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.config import END_ID, START_ID
 from fastidc.tokenizer import Tokenizer, left_right_swapped, vocabulary_of

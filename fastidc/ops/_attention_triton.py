@@ -3,34 +3,16 @@
 import functools
 
 import torch
-from fastidc_kernels import _runtime, _tiles
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
-
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+from fastidc.ops._triton import refusals
+from fastidc_kernels import _tiles
 
 
 def unsupported(spec: Spec) -> list[str]:
     """Why the kernels cannot serve, in sentences."""
-    if missing := _runtime.missing("triton"):
-        return [missing]
-    out = []
-    interpreted = spec.device != "meta" and _runtime.interpreted()
-    if spec.device == "cpu" and not interpreted:
-        out.append(
-            "it runs on CUDA, and on a CPU only in Triton's interpreter, where TRITON_INTERPRET=1 was set before anything was imported."
-        )
-    elif spec.device == "cuda" and interpreted:
-        out.append("Triton's interpreter is on, which computes on the CPU; unset TRITON_INTERPRET.")
-    elif spec.device == "cuda" and spec.arch < 80:
-        out.append(f"it needs compute capability 8.0 or newer, and this device has {spec.arch / 10}.")
-    elif spec.device not in ("cpu", "cuda", "meta"):
-        out.append(f"it runs on CUDA, not on {spec.device}.")
-    if spec.dtype not in _NAMES or (spec.dtype == torch.float64 and not interpreted):
-        out.append(f"it takes fp32, fp16 and bf16, not {_NAMES.get(spec.dtype, spec.dtype)}.")
-    if spec.dtype == torch.bfloat16 and interpreted:
-        out.append("Triton's interpreter multiplies bf16 matrices wrongly; take fp16 or fp32.")
+    out = refusals(spec)
     if spec.head_dim not in _tiles.HEAD_DIMS:
         out.append(f"a head must have {', '.join(map(str, _tiles.HEAD_DIMS[:-1]))} or {_tiles.HEAD_DIMS[-1]} numbers.")
     elif spec.dtype == torch.float32 and spec.head_dim > 64:

@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import torch
-from fastidc_kernels import _runtime
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastidc.ops import _attention_triton as triton_backend
 from fastidc.ops._dispatch import Backend, Op, Spec, arch_of, head_size, rounded
 from fastidc.reference import attention as reference
+from fastidc_kernels import _runtime
 
 
 class Call(NamedTuple):

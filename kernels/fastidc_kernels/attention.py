@@ -9,15 +9,12 @@ Padding: rows past a sequence's end are read as zeros. A zero query row has a fi
 gradient, so it adds exactly nothing to any sum; only keys need a mask.
 """
 
-import functools
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastidc_kernels import _tiles
+from fastidc_kernels import _launch, _tiles
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -240,8 +237,8 @@ def attention_fwd(
         return
     strides = (*_strides(q), *_strides(k), *_strides(out))
     tensors = (q, k, v, out, cu_seqlens, seed, faults)
-    with _on(q.device):
-        attention_fwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_options(tile))
+    with _launch.on(q.device):
+        attention_fwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_launch.options(tile))
 
 
 def attention_bwd(
@@ -269,25 +266,8 @@ def attention_bwd(
         return
     strides = (*_strides(q), *_strides(k), *_strides(grad), *_strides(dq), *_strides(dk))
     tensors = (q, k, v, grad, dq, dk, dv, cu_seqlens, seed, faults)
-    with _on(q.device):
-        attention_bwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_options(tile))
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    """Ten times the compute capability; Hopper's in the interpreter."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    return 10 * major + minor
-
-
-def _options(tile: _tiles.AttentionTile) -> dict:
-    """How to compile. Fused multiply-adds are asked for, because Triton's default for them changes between versions."""
-    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device, wherever the tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with _launch.on(q.device):
+        attention_bwd_kernel[grid](*tensors, *facts.values(), *strides, **static, **_launch.options(tile))
 
 
 def _strides(x: Tensor) -> tuple[int, int]:
@@ -303,7 +283,7 @@ def _call(q, k, heads, causal, cu_seqlens, longest, dropout_p, backward, tile):
     if tile is None:
         # the interpreter, whatever its dtype, walks the blocks that half precision has on Hopper
         item_bytes = q.element_size() if q.is_cuda else 2
-        tile = _tiles.attention(query_length, key_length, head_dim, item_bytes, dropout_p > 0, backward, _arch(q.device))
+        tile = _tiles.attention(query_length, key_length, head_dim, item_bytes, dropout_p > 0, backward, _launch.arch(q.device))
     per_program = tile.heads if heads % tile.heads == 0 else 1
     facts = {
         "sequences": len(cu_seqlens) - 1 if packed else len(q),

@@ -22,15 +22,12 @@ products on tensor cores are then those of the inputs as they came, and fp16 nei
 its factor is 1. Nothing is added up by two programs, so the same call gives the same bits.
 """
 
-import functools
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
 from fastidc_kernels import _info_nce as kernels
 from fastidc_kernels import _info_nce_bwd as backward
-from fastidc_kernels import _tiles
+from fastidc_kernels import _launch, _tiles
 
 
 def info_nce_unit(rows: Tensor, columns: Tensor, faults: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +42,7 @@ def info_nce_unit(rows: Tensor, columns: Tensor, faults: Tensor) -> tuple[Tensor
     grid = (-(-len(rows) // each) + -(-len(columns) // each),)
     facts = (len(rows), len(columns), rows.stride(0), columns.stride(0))
     static = {"DIM": width, "WIDTH": padded, "BLOCK": size, "COUNT": each, "FP64": rows.dtype == torch.float64}
-    with _on(rows.device):
+    with _launch.on(rows.device):
         kernels.info_nce_unit_kernel[grid](rows, columns, unit, norms, faults, *facts, **static, num_warps=4)
     return unit, norms
 
@@ -63,9 +60,9 @@ def info_nce_fwd(
     diagonal = norms.new_empty(rows)
     static = {"WIDTH": width, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns, "BLOCK_D": min(tile.piece, width & -width)}
     facts = (rows, columns, offset, steps)
-    with _on(unit.device):
+    with _launch.on(unit.device):
         kernels.info_nce_fwd_kernel[(blocks * parts,)](
-            unit, norms, logit_scale, row, column, diagonal, *facts, **static, FP64=unit.dtype == torch.float64, **_options(tile)
+            unit, norms, logit_scale, row, column, diagonal, *facts, **static, FP64=unit.dtype == torch.float64, **_launch.options(tile)
         )
     return row, column, diagonal
 
@@ -109,8 +106,8 @@ def info_nce_bwd(
     grid = (-(-rows // tile.rows) + -(-columns // tile.rows),)
     tensors = (unit, norms, softmax, miss, logit_scale, grad, gradient, terms)
     static = {"DIM": width, "HEAD": head, "TAIL": tail, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns, "FP64": unit.dtype == torch.float64}
-    with _on(unit.device):
-        backward.info_nce_bwd_kernel[grid](*tensors, rows, columns, offset, total, **static, **_options(tile))
+    with _launch.on(unit.device):
+        backward.info_nce_bwd_kernel[grid](*tensors, rows, columns, offset, total, **static, **_launch.options(tile))
     return gradient, _sum(terms, grad, scale_gradient, total)
 
 
@@ -122,12 +119,12 @@ def _loss(row, column, diagonal, row_out, column_out, softmax, miss, terms, offs
     facts = (rows, columns, offset, len(row), len(column), total)
     static = {"LOSS": diagonal is not None, "PARTS": 16, "BLOCK": _BLOCK, "FP64": row.dtype == torch.float64}
     tensors = (row, column, diagonal, row_out, column_out, softmax, miss, terms)
-    with _on(row.device):
+    with _launch.on(row.device):
         kernels.info_nce_fwd_loss_kernel[(-(-columns // _BLOCK),)](*tensors, *facts, **static, num_warps=8)
 
 
 def _sum(terms: Tensor, factor: Tensor | None, out: Tensor, total: int) -> Tensor:
-    with _on(terms.device):
+    with _launch.on(terms.device):
         kernels.info_nce_sum_kernel[(1,)](terms, factor, out, len(terms), total, BLOCK=2048, FP64=terms.dtype == torch.float64, num_warps=8)
     return out
 
@@ -137,23 +134,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@functools.cache
-def _arch(device: torch.device) -> int:
-    """Ten times the compute capability; Hopper's in the interpreter."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    return 10 * major + minor
-
-
 def _facts(unit: Tensor) -> tuple[int, int, int]:
     """Width, bytes of a number and architecture for the tables; the interpreter, whatever its dtype, walks half precision's blocks."""
-    return unit.shape[1], unit.element_size() if unit.is_cuda else 2, _arch(unit.device)
-
-
-def _options(tile: _tiles.InfoNCETile) -> dict:
-    """How to compile. Fused multiply-adds are asked for, because Triton's default for them changes between versions."""
-    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device, wherever the tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return unit.shape[1], unit.element_size() if unit.is_cuda else 2, _launch.arch(unit.device)

@@ -4,10 +4,10 @@ import csv
 from pathlib import Path
 
 import pytest
-from fastidc_kernels import _tiles
-from fastidc_kernels._tiles import AttentionTile
 
 from bench import tiles
+from fastidc_kernels import _tiles
+from fastidc_kernels._tiles import AttentionTile
 
 ROOT = Path(__file__).parents[2]
 

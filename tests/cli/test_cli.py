@@ -9,7 +9,7 @@ import pytest
 import torch
 import worlds
 
-pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
+pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc import CLIP4IDC, Tokenizer, checkpoint
 from fastidc.cli import main

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
+pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.demo import run_demo
 from fastidc.errors import FastidcError

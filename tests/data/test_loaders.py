@@ -8,7 +8,7 @@ import torch
 import worlds
 from PIL import Image
 
-pytest.importorskip("open_clip", reason="the tokenizer needs open_clip")
+pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.config import preset
 from fastidc.data.images import ImageStore, decode

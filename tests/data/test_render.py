@@ -67,7 +67,7 @@ def test_tree(tree):
 
 def test_schema_is_that_of_the_released_files(tree):
     if not (REAL / "splits.json").is_file():
-        pytest.skip(f"the released splits.json is not in {REAL}")
+        pytest.skip(f"the released splits.json is not in {REAL}; name its folder in FASTIDC_TEST_DATA")
     out, _ = tree
     for name in ("splits", "type_mapping"):
         ours, real = (root / f"{name}.json" for root in (out, REAL))

@@ -80,7 +80,7 @@ def clevr():
 @pytest.fixture(scope="session")
 def java():
     if shutil.which("java") is None:
-        pytest.skip("there is no java on PATH")
+        pytest.skip("there is no java on PATH: install a Java runtime (apt-get install default-jre-headless)")
     return shutil.which("java")
 
 

@@ -188,7 +188,7 @@ def test_scores_without_java_are_those_with_it(monkeypatch, java, clevr):
     assert {metric: with_java[metric] for metric in METRICS} == {metric: without[metric] for metric in METRICS}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for java is a shell script")
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for java is a shell script: run this on Linux or macOS")
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

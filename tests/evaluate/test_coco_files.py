@@ -25,7 +25,7 @@ def test_results_have_the_official_form(tmp_path):
 
 
 def test_pycocotools_reads_both(tmp_path):
-    coco_module = pytest.importorskip("pycocotools.coco")
+    coco_module = pytest.importorskip("pycocotools.coco", reason="install pycocotools, which pycocoevalcap brings along")
     references = {"1.png": ["a", "b"], "1.png_n": ["c"]}
     coco = coco_module.COCO(write_references(tmp_path / "gt.json", references))
     results = coco.loadRes(str(write_results(tmp_path / "hyp.json", {"1.png": "x", "1.png_n": "y"})))

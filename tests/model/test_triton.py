@@ -16,7 +16,7 @@ from fastidc.model.layers import Block, CrossAttention, SelfAttention
 from fastidc.packed import PackedText
 from fastidc.train.objectives import Adaptation
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="the kernels are written in Triton: install the package triton")
 
 CONFIG = worlds.SMALL.replace(head_dim=64, vision_width=128)
 

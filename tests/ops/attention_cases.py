@@ -3,12 +3,19 @@
 import itertools
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
 from fastidc import ops
 
+pytest.importorskip("triton", reason="the kernels are written in Triton: install the package triton")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WHERE = [pytest.mark.gpu] if DEVICE == "cuda" else []  # on a GPU they are `pytest -m gpu`, elsewhere the interpreter runs them
+INTERPRETED = pytest.mark.skipif(
+    DEVICE == "cuda", reason="this is of Triton's interpreter (float64, bf16): run it on a machine without a GPU"
+)
 EXACT = torch.float64 if DEVICE == "cpu" else torch.float32
 EXACT_TOLERANCE = 1e-13 if DEVICE == "cpu" else 2e-6
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]

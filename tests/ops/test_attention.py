@@ -9,7 +9,9 @@ from attention_cases import (
     EXACT,
     EXACT_TOLERANCE,
     FAMILIES,
+    INTERPRETED,
     SMALL,
+    WHERE,
     noise,
     offsets,
     self_run,
@@ -20,9 +22,7 @@ from torch import Tensor
 from fastidc import ops
 from fastidc.ops import _attention_triton
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.attention")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,7 +50,7 @@ def test_rounds_no_worse_than_torch(family, dtype, scale):
         compare.assert_close(got, want, limit, f"{family}: {name}")
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="float64 is served in the interpreter only")
+@INTERPRETED
 @pytest.mark.parametrize("family", SMALL)
 def test_gradcheck(family):
     run, shapes = FAMILIES[family]
@@ -119,10 +119,9 @@ def test_compiled_dropout_draws_anew():
     assert not torch.equal(compiled(qkv), compiled(qkv))
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="bf16 on a CPU is not for the interpreter")
 def test_autocast_hands_every_backend_the_same():
     q, kv = noise(2, 3, 32, dtype=torch.float32).detach(), noise(2, 5, 64, dtype=torch.float32).detach()
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(DEVICE, torch.float16):
         for backend in ("triton", "sdpa", "torch"):
             assert ops.cross_attention(q, kv.half(), 2, backend=backend).dtype == torch.float16
 

@@ -5,14 +5,13 @@ import re
 
 import pytest
 import torch
-from attention_cases import DEVICE, noise, offsets, surrounded
+from attention_cases import DEVICE, WHERE, noise, offsets, surrounded
 
 from fastidc import ops
 from fastidc.ops import _attention_triton, _dispatch
+from fastidc_kernels import attention as kernels
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.attention")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,24 @@
 import compare
 import pytest
 import torch
-from attention_cases import CAPTIONS, DEVICE, EXACT, EXACT_TOLERANCE, FAMILIES, cross_run, noise, self_run, with_gradients
+from attention_cases import (
+    CAPTIONS,
+    DEVICE,
+    EXACT,
+    EXACT_TOLERANCE,
+    FAMILIES,
+    WHERE,
+    cross_run,
+    noise,
+    self_run,
+    with_gradients,
+)
 from torch import Tensor
 
 from fastidc import ops
 from fastidc.reference import attention as reference
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.attention")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 
 
 def mask_of(seed, dropout_p: float, sequences: int = 4, heads: int = 2, rows: int = 32, columns: int = 100) -> Tensor:

@@ -11,19 +11,19 @@ from attention_cases import (
     EXACT,
     EXACT_TOLERANCE,
     FAMILIES,
+    WHERE,
     noise,
     offsets,
     self_run,
     surrounded,
     with_gradients,
 )
-from fastidc_kernels._tiles import AttentionTile
 
 from fastidc import ops
+from fastidc_kernels import attention as kernels
+from fastidc_kernels._tiles import AttentionTile
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.attention")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 
 
 @pytest.mark.parametrize("family", ["self 49", "self 100", "causal 14", "packed causal", "cross 32x100", "cross 1x7"])

@@ -5,17 +5,16 @@ import math
 import compare
 import pytest
 import torch
-from attention_cases import DEVICE, DTYPES, EXACT, surrounded
+from attention_cases import DEVICE, DTYPES, EXACT, INTERPRETED, WHERE, surrounded
 from info_nce_cases import LARGEST, NAMES, SHAPES, backend, exact, inputs, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastidc import ops
 from fastidc.ops import _info_nce_triton
+from fastidc_kernels import info_nce as kernels
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.info_nce")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 TOLERANCE = 1e-12 if DEVICE == "cpu" else 3e-5
 ours = backend("triton")
 
@@ -43,7 +42,7 @@ def test_widths_and_scales(width, scale):
     assert_same(with_gradients(ours, given), exact(given), TOLERANCE, f"{width}")
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="float64 is served in the interpreter only")
+@INTERPRETED
 @pytest.mark.parametrize("width", [640, 768, 1024])
 def test_wide_vectors(width):
     given = inputs(5, width)
@@ -70,7 +69,7 @@ def test_rounds_no_worse_than_torch(dtype, scale, cone):
         compare.assert_close(a, c, 2 * compare.relative_error(b, c) + slack, part)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="float64 is served in the interpreter only")
+@INTERPRETED
 @pytest.mark.parametrize("shape", [(1, 24), (7, 24), (5, 40)], ids=str)
 def test_gradcheck(shape):
     given = [x.requires_grad_() for x in inputs(*shape, 1.0)]

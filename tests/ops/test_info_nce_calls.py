@@ -5,16 +5,15 @@ import re
 import compare
 import pytest
 import torch
-from attention_cases import DEVICE, EXACT
+from attention_cases import DEVICE, EXACT, INTERPRETED, WHERE
 from info_nce_cases import NAMES, backend, exact, inputs, with_gradients
 from torch import Tensor
 
 from fastidc import ops
 from fastidc.ops import _dispatch
+from fastidc_kernels import info_nce as kernels
 
-pytest.importorskip("triton")
-kernels = pytest.importorskip("fastidc_kernels.info_nce")
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = WHERE
 TOLERANCE = 1e-12 if DEVICE == "cpu" else 3e-5
 ours = backend("triton")
 
@@ -76,7 +75,7 @@ def test_refusals_are_sentences(change, sentence):
         ours(*change(*inputs(7, 24, dtype=torch.float32)))
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's refusal")
+@INTERPRETED
 def test_the_interpreter_takes_no_bf16():
     with pytest.raises(ValueError, match="multiplies bf16 matrices wrongly"):
         ours(*inputs(7, 24, dtype=torch.bfloat16))
