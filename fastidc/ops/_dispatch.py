@@ -156,7 +156,3 @@ def check_environment(device: torch.device, dtype: torch.dtype) -> None:
     for op in _environment(os.environ.get("FASTIDC_BACKEND", "")):
         spec = Spec(op, device.type, dtype, True, arch_of(device), head_dim=64, query_length=32, key_length=32)
         OPS[op].resolve(spec, chosen_for(op, "auto"))
-
-
-def on_cpu_and_cuda(spec: Spec) -> list[str]:
-    return [] if spec.device in ("cpu", "cuda") else [f"it runs on cpu and cuda, not on {spec.device}."]

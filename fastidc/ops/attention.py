@@ -221,7 +221,7 @@ def _own_generator(spec: Spec) -> list[str]:
 
 
 def _without_xformers(spec: Spec) -> list[str]:
-    out = [f"{missing}"] if (missing := _runtime.missing("xformers")) else []
+    out = [missing] if (missing := _runtime.missing("xformers")) else []
     if spec.device != "cuda":
         out.append(f"it runs on CUDA, not on {spec.device}.")
     if spec.dtype == torch.float64:

@@ -30,9 +30,10 @@ def info_nce(
     fp32 (fp64 for fp64 inputs). Statistics are taken in that precision whatever the inputs are.
 
     With ``group`` every rank gives its own B rows, the same number on each, scores them against all, and gets the loss over the rows of
-    all of them; ``pair`` may then be what `start_gather` returned, so that it travels while the texts are encoded. Where gradients are then averaged over the ranks, as DistributedDataParallel does, ``gather_grad="full"`` makes every parameter's gradient
-    that of one process with the whole batch; ``"local"`` is the official code's: the towers' gradients are divided by the number of
-    ranks, logit_scale's is not.
+    all of them; ``pair`` may then be what `start_gather` returned, so that it travels while the texts are encoded. Where gradients are
+    then averaged over the ranks, as DistributedDataParallel does, ``gather_grad="full"`` makes every parameter's gradient that of one
+    process with the whole batch; ``"local"`` is the official code's: the towers' gradients are divided by the number of ranks,
+    logit_scale's is not.
     """
     if gather_grad not in ("full", "local"):
         raise ValueError(f'gather_grad must be "full" or "local", got {gather_grad!r}.')

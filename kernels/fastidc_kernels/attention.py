@@ -229,8 +229,8 @@ def attention_fwd(
     tile: _tiles.AttentionTile | None = None,
 ) -> None:
     """Fills ``out``. q, out [B, Lq, H*D], k, v [B, Lk, H*D]; or, with ``cu_seqlens`` [S+1] int32, all [T, H*D] and ``longest`` tokens at most
-    in a sequence. A row's numbers lie side by side, 128 rows less than 2^31 numbers apart; k and v have the same strides. seed: int64 [2] where dropout_p > 0; faults: int32 [1]
-    where packed. tile: the table's where none is given."""
+    in a sequence. A row's numbers lie side by side, 128 rows less than 2^31 numbers apart; k and v have the same strides. seed: int64 [2]
+    where dropout_p > 0; faults: int32 [1] where packed. tile: the table's where none is given."""
     facts, static, tile = _call(q, k, heads, causal, cu_seqlens, longest, dropout_p, False, tile)
     grid = (facts["sequences"] * static["GROUPS"],)
     if not grid[0] or not q.numel():
@@ -262,7 +262,7 @@ def attention_bwd(
     """Fills dq, dk, dv, of the shapes of q, k, v; ``grad`` is out's gradient. The rest as in `attention_fwd`; dk and dv share their strides."""
     facts, static, tile = _call(q, k, heads, causal, cu_seqlens, longest, dropout_p, True, tile)
     grid = (facts["sequences"] * static["GROUPS"],)
-    if not grid[0]:
+    if not grid[0] or not q.numel():
         return
     strides = (*_strides(q), *_strides(k), *_strides(grad), *_strides(dq), *_strides(dk))
     tensors = (q, k, v, grad, dq, dk, dv, cu_seqlens, seed, faults)

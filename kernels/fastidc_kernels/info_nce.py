@@ -8,14 +8,14 @@ are the texts, the columns the pairs, N = M and offset = 0; in a group a rank ho
     row, column = info_nce_combine(row, column)                            # a group: [1, 2, N] and [1, 2, M]
     column = ...                                                           # a group: of all ranks, as below
     loss, softmax, miss = info_nce_loss(row, column, diagonal, offset, total)  # a group: the sum over ranks is the loss
-    gradient, scale_gradient = info_nce_bwd(unit, norms, softmax, miss, logit_scale, grad, N, offset, total, width, dtype)
+    gradient, scale_gradient = info_nce_bwd(unit, norms, softmax, miss, logit_scale, grad, offset, total, width, dtype)
 
 ``row`` [P, 2, N] and ``column`` [Q, 2, M] hold P and Q parts of a statistic: a maximum in units of log 2 and the sum of 2^(s - maximum).
 Parts of several ranks are combined as [ranks, 2, M], by the next call; or in place: the largest maximum, and the sum of sums times
-2^(maximum - largest). A row has all its columns in its block and needs no other rank. ``total``: rows of all ranks. ``softmax`` [2, N + M] are the
-maxima, then 1 / sums, of rows and columns; ``miss`` [N] is what both directions lack of certainty about their diagonal. ``gradient`` [N + M, width]
-has the whole gradient of the rows and this block's part of the columns' (ask for it in fp32 and sum over ranks); ``scale_gradient`` too
-is a part. Both are of the loss of all ranks.
+2^(maximum - largest). A row has all its columns in its block and needs no other rank. ``total``: rows of all ranks. ``softmax`` [2, N + M] are
+the maxima, then 1 / sums, of rows and columns; ``miss`` [N] is what both directions lack of certainty about their diagonal. ``gradient``
+[N + M, width] has the whole gradient of the rows and this block's part of the columns' (ask for it in fp32 and sum over ranks);
+``scale_gradient`` too is a part. Both are of the loss of all ranks.
 
 In half precision a vector is kept as 2^k x with 2^k <= 1 / max(|x|, 1e-12) < 2^(k + 1), which rounds nothing, and a factor in [1, 2):
 products on tensor cores are then those of the inputs as they came, and fp16 neither overflows nor underflows. In fp32 it is normalised and
