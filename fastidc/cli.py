@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastidc.config import TrainOptions
-from fastidc.errors import FastidcError
+from fastidc.errors import FastidcError, LostPeerError
 
 
 def _numbers(text: str, separator: str, flag: str, example: str) -> tuple[int, int]:
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except FastidcError as error:
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostPeerError):  # of torchrun's processes one speaks
             print(f"fastidc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

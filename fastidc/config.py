@@ -210,6 +210,8 @@ class TrainOptions:
     """Adaptation with several processes: the gradient of one process with the whole batch, or the official one, divided by their number."""
     token_mean: Literal["process", "global"] | None = None
     """Fine-tuning with several processes: the mean over each process's tokens (official), or over all."""
+    fsdp: bool = False
+    """Several processes: each holds a part of the parameters, gradients and moments (FSDP2), not all of them; for large towers."""
     tensorboard: bool = False
     """Also write losses, rates and scores for TensorBoard, into the run folder."""
     workers: int = 4

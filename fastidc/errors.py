@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class FastidcError(ValueError):
@@ -6,3 +6,7 @@ class FastidcError(ValueError):
 
     The command line prints it without a traceback and exits with code 2; a caller of the library catches a ``ValueError``.
     """
+
+
+class LostPeerError(FastidcError):
+    """Another process of this run is gone or silent. Of several processes the first one speaks for all; this every one says for itself."""

@@ -89,7 +89,11 @@ class Op:
 
     def __call__(self, spec: Spec, backend: str) -> Callable:
         """The function that serves. torch.compile takes the choice as a constant: nothing of it is in a graph."""
-        return self.backends[_serving(self.name, backend, *spec)].run
+        return self.backends[self.serving(spec, backend)].run
+
+    def serving(self, spec: Spec, backend: str) -> str:
+        """`resolve`, remembered, and with FASTIDC_BACKEND asked where ``backend`` is "auto"."""
+        return _serving(self.name, backend, *spec)
 
     def resolve(self, spec: Spec, backend: str) -> str:
         """The name of the backend that serves; ValueError where none does."""

@@ -2,22 +2,27 @@
 
 Rank r has rows r*B to (r+1)*B of the W*B x W*B scores. A row's log-sum-exp is complete on its rank; a column's is put together by all-reduce.
 Gradients of texts are complete where they are; those of pairs are sums over ranks, which a reduce-scatter brings home. No rank computes
-what another one does, and none holds more than B x W*B.
+what another one does. With the kernels no scores are in memory at all; with torch's products a rank holds its B x W*B.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from fastidc.ops import _info_nce_triton
+from fastidc.ops._info_nce_faults import faults_of, note_faults
+
 
 @dataclass(frozen=True)
 class Gathering:
     """Pair embeddings on their way to all ranks; see `start_gather`."""
 
-    own: Tensor  # [B, E], normalised, with its graph
+    own: Tensor  # [B, E] as given, with its graph
     everyone: Tensor  # [W*B, E], rank after rank, once ``work`` is done
     work: "dist.Work"
     group: "dist.ProcessGroup"
@@ -25,11 +30,19 @@ class Gathering:
 
 def start_gather(pair: Tensor, group: "dist.ProcessGroup") -> Gathering:
     """Sends pair [B, E], not normalised, to every rank of ``group`` without waiting: the other tower can run meanwhile. Every rank must give
-    the same number of rows. Its result takes the place of ``pair`` in `fastidc.ops.info_nce`."""
-    own = F.normalize(wide(pair), dim=-1)
-    everyone = own.new_empty(dist.get_world_size(group) * len(own), own.shape[-1])
-    work = dist.all_gather_into_tensor(everyone, own.detach().contiguous(), group=group, async_op=True)
-    return Gathering(own, everyone, work, group)
+    the same B and E: nobody can check that without a message of its own (TORCH_DISTRIBUTED_DEBUG=DETAIL makes torch do it). Its result takes
+    the place of ``pair`` in `fastidc.ops.info_nce`. ValueError where there is no group, or this process is not in it."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            "a group needs torch.distributed, which is not initialised; call init_process_group first (torchrun), or give none."
+        )
+    if dist.get_rank(group) < 0:
+        raise ValueError("this process is not in the group that it gave; call it on the group's own ranks only.")
+    if pair.dim() != 2 or not pair.numel():
+        raise ValueError(f"pair must be [B, E], B and E at least 1, got {list(pair.shape)}.")
+    everyone = pair.new_empty(dist.get_world_size(group) * len(pair), pair.shape[1])
+    work = dist.all_gather_into_tensor(everyone, pair.detach().contiguous(), group=group, async_op=True)
+    return Gathering(pair, everyone, work, group)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -37,10 +50,100 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def shared_info_nce(text: Tensor, pair: Gathering, logit_scale: Tensor, gather_grad: str) -> Tensor:
+class Block(Protocol):
+    """A rank's N rows against all M columns, in the three parts between which the ranks talk."""
+
+    @staticmethod
+    def prepare(x: Tensor) -> Tensor:
+        """Of [B, E] embeddings, inside their graph, what the gradients below belong to."""
+
+    @staticmethod
+    def scores(rows: Tensor, columns: Tensor, logit_scale: Tensor, offset: int, faults: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """rows from `prepare`, columns as they came -> each column's maximum over these rows, in units of log 2, and sum of 2^(s - maximum),
+        [2, M]; and what `loss` wants. faults: see `fastidc.ops._info_nce_faults`."""
+
+    @staticmethod
+    def loss(rest: Sequence[Tensor], columns: Tensor, offset: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """columns [2, M] of all ranks -> these rows' share of the loss, and what `gradients` wants."""
+
+    @staticmethod
+    def gradients(saved: Sequence[Tensor], grad: Tensor, logit_scale: Tensor, offset: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """-> of rows [N, E], this block's part of all columns' [M, E], its part of logit_scale's []; in the precision of the statistics."""
+
+
+class Kernels:
+    """`fastidc_kernels.info_nce`."""
+
+    @staticmethod
+    def prepare(x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def scores(rows, columns, logit_scale, offset, faults):
+        kernels, readable = _info_nce_triton.kernels(), _info_nce_triton.readable
+        unit, norms = kernels.info_nce_unit(readable(rows), readable(columns), faults)
+        row, column, diagonal = kernels.info_nce_fwd(unit, norms, logit_scale, len(rows), offset)
+        row, column = kernels.info_nce_combine(row, column)
+        return column[0], (unit, norms, row, diagonal)
+
+    @staticmethod
+    def loss(rest, columns, offset):
+        unit, norms, row, diagonal = rest
+        part, softmax, miss = _info_nce_triton.kernels().info_nce_loss(row, columns[None], diagonal, offset, columns.shape[1])
+        return part, (unit, norms, softmax, miss)
+
+    @staticmethod
+    def gradients(saved, grad, logit_scale, offset, width):
+        unit, norms, softmax, miss = saved
+        of_all, of_scale = _info_nce_triton.kernels().info_nce_bwd(
+            unit, norms, softmax, miss, logit_scale, grad, offset, len(unit) - len(miss), width, softmax.dtype
+        )
+        return of_all[: len(miss)], of_all[len(miss) :], of_scale
+
+
+class Products:
+    """torch's matrix products: any device and width, B x W*B scores in memory."""
+
+    @staticmethod
+    def prepare(x: Tensor) -> Tensor:
+        return F.normalize(wide(x), dim=-1)
+
+    @staticmethod
+    def scores(rows, columns, logit_scale, offset, faults):
+        note_faults(rows, columns, faults)
+        everyone = F.normalize(wide(columns), dim=-1)
+        scores = logit_scale.exp() * rows @ everyone.T  # [N, M]
+        top = scores.amax(dim=0)
+        total = (scores - top).exp().sum(dim=0)
+        return torch.stack([top / _LN_2, total]), (scores, rows, everyone, scores.logsumexp(dim=1))
+
+    @staticmethod
+    def loss(rest, columns, offset):
+        scores, rows, everyone, of_rows = rest
+        of_columns = columns[0] * _LN_2 + columns[1].log()
+        mine = slice(offset, offset + len(rows))
+        part = (of_rows + of_columns[mine] - 2 * scores[:, mine].diagonal()).sum() / (2 * len(everyone))
+        return part, (rows, everyone, of_rows, of_columns)
+
+    @staticmethod
+    def gradients(saved, grad, logit_scale, offset, width):
+        rows, everyone, of_rows, of_columns = saved
+        scale = logit_scale.exp()
+        scores = scale * rows @ everyone.T
+        weight = (scores - of_rows[:, None]).exp() + (scores - of_columns).exp()
+        weight[:, offset : offset + len(rows)].diagonal().sub_(2)
+        weight *= grad / (2 * len(everyone))
+        return scale * weight @ everyone, scale * weight.T @ rows, (weight * scores).sum()
+
+
+_LN_2 = 0.6931471805599453
+BLOCKS: dict[str, type[Block]] = {"triton": Kernels, "torch": Products}
+
+
+def shared_info_nce(text: Tensor, pair: Gathering, logit_scale: Tensor, gather_grad: str, block: type[Block]) -> Tensor:
     """text [B, E], not normalised -> the loss over all W*B rows, a scalar, the same on every rank."""
     pair.work.wait()
-    return _Shared.apply(F.normalize(wide(text), dim=-1), pair.own, pair.everyone, logit_scale, pair.group, gather_grad)
+    return _Shared.apply(block.prepare(text), block.prepare(pair.own), pair.everyone, logit_scale, pair.group, gather_grad, block)
 
 
 class _Shared(torch.autograd.Function):
@@ -49,33 +152,26 @@ class _Shared(torch.autograd.Function):
     every rank is multiplied by W in both."""
 
     @staticmethod
-    def forward(ctx, text, pair, everyone, logit_scale, group, gather_grad):
+    def forward(ctx, text, pair, everyone, logit_scale, group, gather_grad, block):
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        ctx.group, ctx.size, ctx.first, ctx.factor = group, size, rank * len(text), size if gather_grad == "full" else 1
-        scores = logit_scale.exp() * text @ everyone.T  # [B, W*B]
-        rows = scores.logsumexp(dim=1)
-        top = scores.amax(dim=0)
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
-        total = (scores - top).exp().sum(dim=0)
+        ctx.group, ctx.block, ctx.size, ctx.first = group, block, size, rank * len(text)
+        ctx.width, ctx.dtypes, ctx.factor = text.shape[1], (text.dtype, pair.dtype), size if gather_grad == "full" else 1
+        column, rest = block.scores(text, everyone, logit_scale, ctx.first, faults_of(text.device, len(text)))
+        top, total = column
+        highest = top.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        total *= (top - highest).exp2()
         dist.all_reduce(total, group=group)
-        columns = top + total.log()
-        mine = slice(ctx.first, ctx.first + len(text))
-        loss = (rows + columns[mine] - 2 * scores[:, mine].diagonal()).sum()
+        loss, saved = block.loss(rest, torch.stack([highest, total]), ctx.first)
         dist.all_reduce(loss, group=group)
-        ctx.save_for_backward(text, everyone, logit_scale, rows, columns)
-        return loss / (2 * len(everyone))
+        ctx.save_for_backward(logit_scale, *saved)
+        return loss
 
     @staticmethod
     def backward(ctx, grad):
-        text, everyone, logit_scale, rows, columns = ctx.saved_tensors
-        scale = logit_scale.exp()
-        scores = scale * text @ everyone.T
-        weight = (scores - rows[:, None]).exp() + (scores - columns).exp()
-        weight[:, ctx.first : ctx.first + len(text)].diagonal().sub_(2)
-        weight *= grad / (2 * len(everyone))
-        of_all = scale * weight.T @ text  # this rank's share of every pair's gradient
-        of_own = torch.empty_like(text)
+        logit_scale, *saved = ctx.saved_tensors
+        of_text, of_all, of_scale = ctx.block.gradients(saved, grad, logit_scale, ctx.first, ctx.width)
+        of_own = torch.empty_like(of_text)
         dist.reduce_scatter_tensor(of_own, of_all, group=ctx.group)
-        of_text = scale * weight @ everyone
-        of_scale = (weight * scores).sum().to(logit_scale.dtype) * ctx.size
-        return of_text * ctx.factor, of_own * ctx.factor, None, of_scale, None, None
+        text, pair = ((ctx.factor * x).to(dtype) for x, dtype in zip((of_text, of_own), ctx.dtypes, strict=True))
+        return text, pair, None, (ctx.size * of_scale).to(logit_scale.dtype), None, None, None

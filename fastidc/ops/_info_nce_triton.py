@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
+from fastidc.ops._info_nce_faults import faults_of
 from fastidc.ops._triton import refusals
 from fastidc_kernels import _tiles
 
@@ -23,42 +24,18 @@ def info_nce(text: Tensor, pair: Tensor, logit_scale: Tensor) -> Tensor:
     return info_nce_fwd(text, pair, logit_scale)[0]
 
 
-# ---- embeddings that are not finite
-
-_faults: dict[torch.device, Tensor] = {}
-
-
-def _faults_of(device: torch.device) -> Tensor:
-    """int32 [2], of texts and of pairs, that kernels raise where an embedding is not finite; one a device, kept, so that a captured graph can
-    write to it."""
-    if device not in _faults:
-        _faults[device] = torch.zeros(2, dtype=torch.int32, device=device)
-    return _faults[device]
-
-
-def take_faults() -> list[str]:
-    """What was not finite since the last call, in sentences."""
-    out = []
-    for flags in _faults.values():
-        for name, flag in zip(("text", "pair"), flags.tolist(), strict=True):
-            if flag:
-                out.append(f"the contrastive loss met a {name} embedding that is not finite, first in row {2**31 - 1 - flag} of its batch.")
-        flags.zero_()
-    return out
-
-
 # ---- registered ops
 
 
 @functools.cache
-def _kernels():
+def kernels():
     """Imported when first needed: importing fastidc imports no Triton."""
-    from fastidc_kernels import info_nce as kernels
+    from fastidc_kernels import info_nce
 
-    return kernels
+    return info_nce
 
 
-def _readable(x: Tensor) -> Tensor:
+def readable(x: Tensor) -> Tensor:
     """x with its numbers of a row side by side, as the kernels read them."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -70,10 +47,10 @@ def _statistic(dtype: torch.dtype) -> torch.dtype:
 @torch.library.custom_op("fastidc::info_nce_fwd", mutates_args=())
 def info_nce_fwd(text: Tensor, pair: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """text, pair [B, E], logit_scale [] -> loss [] and what the backward pass reads: unit [2B, W], norms [2, 2B], softmax [2, 2B], miss [B]."""
-    kernels, rows = _kernels(), len(text)
-    unit, norms = kernels.info_nce_unit(_readable(text), _readable(pair), _faults_of(text.device))
-    parts = kernels.info_nce_fwd(unit, norms, logit_scale, rows)
-    loss, softmax, miss = kernels.info_nce_loss(*parts, 0, rows)
+    rows = len(text)
+    unit, norms = kernels().info_nce_unit(readable(text), readable(pair), faults_of(text.device))
+    parts = kernels().info_nce_fwd(unit, norms, logit_scale, rows)
+    loss, softmax, miss = kernels().info_nce_loss(*parts, 0, rows)
     return loss, unit, norms, softmax, miss
 
 
@@ -90,7 +67,7 @@ def info_nce_bwd(
     grad: Tensor, unit: Tensor, norms: Tensor, softmax: Tensor, miss: Tensor, logit_scale: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """The gradient [2B, E] of texts, then pairs, in unit's dtype, and logit_scale's []."""
-    return _kernels().info_nce_bwd(unit, norms, softmax, miss, logit_scale, grad, 0, len(miss), width, unit.dtype)
+    return kernels().info_nce_bwd(unit, norms, softmax, miss, logit_scale, grad, 0, len(miss), width, unit.dtype)
 
 
 @info_nce_bwd.register_fake

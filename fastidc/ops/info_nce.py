@@ -9,7 +9,8 @@ from torch import distributed as dist
 
 from fastidc.ops import _info_nce_triton as triton_backend
 from fastidc.ops._dispatch import Backend, Op, Spec, arch_of
-from fastidc.ops._info_nce_group import Gathering, shared_info_nce, start_gather, wide
+from fastidc.ops._info_nce_faults import faults_of, note_faults
+from fastidc.ops._info_nce_group import BLOCKS, Gathering, shared_info_nce, start_gather, wide
 from fastidc.reference import info_nce as reference
 
 GatherGrad = Literal["full", "local"]
@@ -37,15 +38,22 @@ def info_nce(
     """
     if gather_grad not in ("full", "local"):
         raise ValueError(f'gather_grad must be "full" or "local", got {gather_grad!r}.')
-    if group is not None and not isinstance(pair, Gathering):
-        pair = start_gather(pair, group)
-    if isinstance(pair, Gathering):
-        with _no_autocast(text.device):
-            return shared_info_nce(text, pair, logit_scale, gather_grad)
-    _check(text, pair, logit_scale)
-    grad = torch.is_grad_enabled() and (text.requires_grad or pair.requires_grad or logit_scale.requires_grad)
+    if not isinstance(pair, Gathering):
+        _check(text, pair, logit_scale)  # before anything is sent
+        pair = pair if group is None else start_gather(pair, group)
+    elif group is not None and group is not pair.group:
+        raise ValueError("pair was gathered over another group than the one given.")
+    own = pair.own if isinstance(pair, Gathering) else pair
+    _check(text, own, logit_scale)
+    grad = torch.is_grad_enabled() and (text.requires_grad or own.requires_grad or logit_scale.requires_grad)
     spec = Spec("info_nce", text.device.type, text.dtype, grad, arch_of(text.device), head_dim=text.shape[1])
-    return op(spec, backend)(text, pair, logit_scale)
+    if not isinstance(pair, Gathering):
+        return op(spec, backend)(text, pair, logit_scale)
+    name = op.serving(spec, backend)
+    if name not in BLOCKS:
+        raise ValueError(f"backend {name!r} of info_nce is for one process; over a group choose one of auto, {', '.join(BLOCKS)}.")
+    with _no_autocast(text.device):
+        return shared_info_nce(text, pair, logit_scale, gather_grad, BLOCKS[name])
 
 
 def _check(text: Tensor, pair: Tensor, logit_scale: Tensor) -> None:
@@ -69,6 +77,8 @@ def _no_autocast(device: torch.device):
 
 
 def _torch(text: Tensor, pair: Tensor, logit_scale: Tensor) -> Tensor:
+    if text.device.type != "meta":
+        note_faults(text, pair, faults_of(text.device))
     with _no_autocast(text.device):
         return reference.info_nce(wide(text), wide(pair), logit_scale)
 

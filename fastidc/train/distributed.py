@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fastidc.errors import FastidcError
+from fastidc.errors import FastidcError, LostPeerError
 
 T = TypeVar("T")
 # Processes wait for the first one while it scores captions, whose METEOR is a Java program; 30 minutes, torch's default, has been too short for people.
@@ -62,6 +62,13 @@ class World:
         if parts is None:
             return None
         return [parts[i % self.size][i // self.size] for i in range(sum(len(p) for p in parts))]
+
+    def gather_everywhere(self, value: T) -> list[T]:
+        """Every process's value, on all of them."""
+        values: list = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def broadcast(self, value: T) -> T:
         """The first process's value on all of them."""
@@ -115,6 +122,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def speaks(error: BaseException) -> bool:
+    """Whether this process is to show ``error``: the first one is, and whoever lost another."""
+    return is_main_process() or isinstance(error, LostPeerError)
+
+
 def _variable(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
     try:
@@ -152,7 +164,7 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
     except (dist.DistError, RuntimeError) as error:
         if not _is_of_a_peer(error):
             raise
-        raise FastidcError(
+        raise LostPeerError(
             f"process {world.rank} of {size} lost another one ({str(error).splitlines()[0]}); what that one said last tells why, and then the "
             "run has to be started again."
         ) from error

@@ -18,6 +18,7 @@ from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch, PairLoader
 from fastidc.data.random import generator
 from fastidc.errors import FastidcError
+from fastidc.train import shards
 from fastidc.train.chunks import backward_in_chunks
 from fastidc.train.distributed import ALONE, World
 from fastidc.train.objectives import Objective
@@ -54,7 +55,7 @@ class Step:
 
 
 class Trainer:
-    """A model with its objectives and its optimiser, in one process or in each of many."""
+    """A model with its objectives and its optimiser, in one process or in each of many, whole or in parts (`fastidc.train.shards`)."""
 
     def __init__(
         self,
@@ -71,7 +72,8 @@ class Trainer:
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
         self.wrapped = model
-        if world.size > 1:
+        self.sharded = shards.is_sharded(model)
+        if world.size > 1 and not self.sharded:
             # The buffers are constants; unasked, every forward would broadcast them.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name for name, _ in model.named_buffers()])
             self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -87,6 +89,8 @@ class Trainer:
             else:
                 loss = self._backward(batch, share, waits)
             total = loss if total is None else total + loss
+        if self.sharded:
+            shards.average_the_rest(self.model, self.world)
         return total, self.optimizer.step()
 
     def _backward(self, batch: PairBatch, share: float, waits: bool) -> Tensor:
@@ -99,7 +103,9 @@ class Trainer:
 
     def gradients_stay(self, waits: bool):
         """The context of a backward pass whose gradients are not averaged over processes yet, where ``waits``."""
-        return self.wrapped.no_sync() if waits and self.world.size > 1 else nullcontext()
+        if not waits or self.world.size == 1:
+            return nullcontext()
+        return shards.gradients_stay(self.model) if self.sharded else self.wrapped.no_sync()
 
 
 MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale
@@ -136,14 +142,22 @@ class StepLog:
     def flush(self) -> None:
         """Writes what waits; FastidcError at the first loss that is not finite, and where a kernel was given what it could not read."""
         bad = self._write(together=True)
-        try:
-            ops.raise_faults()
-        except ValueError as fault:
-            raise FastidcError(str(fault)) from fault
+        if faults := self._faults():
+            raise FastidcError(" ".join(faults))
         if bad is not None:
             raise FastidcError(
                 f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate."
             )
+
+    def _faults(self) -> list[str]:
+        """What any process's kernels found wrong, on all of them, so that none goes on alone."""
+        try:
+            ops.raise_faults()
+            own = None
+        except ValueError as fault:
+            own = str(fault)
+        said = self._world.gather_everywhere(own)
+        return [text if self._world.size == 1 else f"process {rank}: {text}" for rank, text in enumerate(said) if text]
 
     def _write(self, together: bool) -> int | None:
         """Writes what waits; returns the first step that is not finite."""

@@ -107,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     )
     ours.add_argument("--gather-grad", choices=("local", "full"), default="local", help="retrieval, several processes: local is official")
     ours.add_argument(
+        "--micro-batch",
+        type=int,
+        help="retrieval: hold the activations of so many samples of a process at a time; the loss and its gradient stay the whole batch's",
+    )
+    ours.add_argument(
         "--token-mean", choices=("process", "global"), default="process", help="captioning, several processes: process is official"
     )
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -148,6 +153,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
     for name, least in {"epochs": 1, "batch_size": 1, "batch_size_val": 1, "n_display": 1, "num_thread_reader": 0, "max_words": 3, "gradient_accumulation_steps": 1, "freeze_layer_num": -1, "intra_num_hidden_layers": 1}.items():  # fmt: skip
         if getattr(args, name) < least:
             refuse(f"--{name} must be at least {least}, got {getattr(args, name)}.")
+    if args.micro_batch is not None and args.micro_batch < 1:
+        refuse(f"--micro-batch must be at least 1, got {args.micro_batch}.")
     if not 0 <= args.warmup_proportion < 1:
         refuse(f"--warmup_proportion must lie in [0, 1), got {args.warmup_proportion}.")
     for name in ("lr", "coef_lr"):

@@ -42,11 +42,16 @@ def stage_of(args: argparse.Namespace, resumed: Resumed | None) -> tuple[Stage, 
 
 
 def recipe_of(args: argparse.Namespace, stage: Stage, kind: str) -> Recipe:
+    if stage == "finetune" and args.micro_batch is not None:
+        raise FastidcError(
+            "--micro-batch belongs to retrieval, whose loss needs a whole batch; in captioning use --gradient_accumulation_steps."
+        )
     return dataclasses.replace(
         getattr(PRESETS[kind if kind in PRESETS else "spot"], stage),
         epochs=args.epochs,
         batch_size=args.batch_size,
         accumulate=args.gradient_accumulation_steps,
+        micro_batch=args.micro_batch,
         lr=args.lr,
         coef_lr=args.coef_lr,
         warmup=args.warmup_proportion,

@@ -17,7 +17,7 @@ from fastidc.data.records import PairRecord, load_records, recognise
 from fastidc.errors import FastidcError
 from fastidc.ops import check_environment
 from fastidc.tokenizer import Tokenizer
-from fastidc.train.distributed import World, is_main_process, processes
+from fastidc.train.distributed import World, is_main_process, processes, speaks
 from fastidc.train.epochs import Training
 from fastidc.train.examiner import Examiner
 from fastidc.train.flags import parse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with processes(args.device) as (world, device):
             _run(args, dead, world, device)
     except FastidcError as error:
-        if is_main_process():
+        if speaks(error):
             print(f"fastidc.train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastidc import ops
 from fastidc.config import Recipe
 from fastidc.errors import FastidcError
+from fastidc.train import shards
 
 Stage = Literal["adapt", "finetune"]
 MAX_LOGIT_SCALE = math.log(100)
@@ -96,11 +97,9 @@ class BertAdam(torch.optim.Optimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p].update(first_moment=torch.zeros_like(p), second_moment=torch.zeros_like(p))
+            tensors = [[p, p.grad, self.state[p]["first_moment"], self.state[p]["second_moment"]] for p in params]
             ops.bert_adam(
-                params,
-                [p.grad for p in params],
-                [self.state[p]["first_moment"] for p in params],
-                [self.state[p]["second_moment"] for p in params],
+                *([shards.local(x) for x in part] for part in zip(*tensors, strict=True)),
                 group["lr"],
                 betas=group["betas"],
                 eps=group["eps"],
@@ -148,6 +147,7 @@ class Optimizer:
         self.model, self.recipe = model, recipe
         groups = parameter_groups(model, stage, recipe)
         self.parameters = [p for group in groups for p in group["params"]]
+        self.sharded = shards.is_sharded(model)
         self.factor = schedule(recipe, total_steps)
         self.steps = 0
         self.inner = build_optimizers(groups, recipe)
@@ -167,7 +167,8 @@ class Optimizer:
         """
         for inner in self.inner:
             self.scaler.unscale_(inner)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        clip = shards.clip_grad_norm if self.sharded else nn.utils.clip_grad_norm_
+        norm = clip(self.parameters, self.recipe.clip_norm)
         for group, lr in zip(self.param_groups, self.lrs, strict=True):
             group["lr"] = lr
         # One decision for all optimisers: the clip has spread what is not finite to every gradient. Only a scaled loss makes the host wait.

@@ -135,7 +135,16 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
             f"{source}: max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words."
         )
     session = Session(
-        stage, recipe, model, records["train"], images or ImageStore(model.config.image_size), world, device, precision, options.workers
+        stage,
+        recipe,
+        model,
+        records["train"],
+        images or ImageStore(model.config.image_size),
+        world,
+        device,
+        precision,
+        options.workers,
+        fsdp=options.fsdp,
     )
     if chosen.model is None and (advice := precision.advice(recipe.lr * recipe.coef_lr)):
         say(advice)
@@ -165,6 +174,7 @@ class _Run:
                 "device": session.device.type,
                 "precision": session.precision.name,
                 "processes": self.world.size,
+                "fsdp": options.fsdp,
                 "steps": session.total_steps,
                 "torch": torch.__version__,
             },
@@ -197,7 +207,7 @@ class _Run:
         if self.best is None:
             self.save()
         else:
-            session.model.load_weights(self.world.on_main(lambda: checkpoint.read(out).weights), str(out))
+            session.whole.load_weights(self.world.on_main(lambda: checkpoint.read(out).weights), str(out))
         metrics = {"stage": session.stage, "dataset": self.facts["run"]["dataset"], "selected": self.best, "splits": {}}
         if self.records["test"]:
             self.final(self.records["test"], metrics)
@@ -220,6 +230,7 @@ class _Run:
         recipe, judge = self.session.recipe, self.session.judge
         if recipe.select == "last":
             return False
+        self.session.gather()
         score, metrics = judge.score(self.records[recipe.select])
         if self.scalars is not None:
             self.scalars.add({judge.criterion: score}, self.session.optimizer.steps, recipe.select)
@@ -238,9 +249,8 @@ class _Run:
         return stop
 
     def save(self) -> None:
-        self.world.on_main(
-            lambda: checkpoint.save(self.out, self.session.model.config, dict(self.session.model.named_parameters()), self.facts)
-        )
+        model = self.session.gather()
+        self.world.on_main(lambda: checkpoint.save(self.out, model.config, dict(model.named_parameters()), self.facts))
 
     def final(self, records: list[PairRecord], metrics: dict) -> None:
         """Puts all metrics of the test split into ``metrics``; captions and references are written beside."""

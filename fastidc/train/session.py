@@ -1,5 +1,6 @@
 """Everything that one stage of training needs, put together once for both command lines."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from fastidc.data.loaders import PairLoader
 from fastidc.data.records import PairRecord
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.tokenizer import Tokenizer
+from fastidc.train import shards
 from fastidc.train.distributed import World
 from fastidc.train.engine import Trainer, keep_freed_memory
 from fastidc.train.judge import Judge
@@ -19,7 +21,10 @@ from fastidc.train.precision import Precision
 
 
 class Session:
-    """A model on its device in its dtypes, the batches it reads, its optimiser, and its judge. Writes nothing."""
+    """A model on its device in its dtypes, the batches it reads, its optimiser, and its judge. Writes nothing.
+
+    fsdp: every process holds a part of the model and of its optimiser's state.
+    """
 
     def __init__(
         self,
@@ -33,10 +38,16 @@ class Session:
         precision: Precision,
         workers: int,
         evaluation_batch: int = 64,
+        fsdp: bool = False,
     ):
         self.stage, self.recipe, self.world, self.device, self.precision = stage, recipe, world, device, precision
         self.model = model.to(device)
         precision.prepare(self.model)
+        self.whole = self.model  # what is evaluated and saved: see `gather`
+        if fsdp:
+            shards.check(recipe, precision.name, world)
+            self.whole = copy.deepcopy(self.model)
+            shards.shard(self.model, world, device)
         self.tokenizer = Tokenizer.of(model.config)
         self.loader = PairLoader(stage, records, self.tokenizer, images, recipe, workers, world.rank, world.size)
         self.total_steps = recipe.steps or self.loader.steps * recipe.epochs
@@ -44,7 +55,14 @@ class Session:
         planned = recipe.steps or (self.loader.batches + recipe.accumulate - 1) / recipe.accumulate * recipe.epochs
         self.optimizer = Optimizer(self.model, stage, recipe, planned, precision.scaler())
         self.trainer = Trainer(self.model, objectives(stage, recipe, world), self.optimizer, world, device, precision, recipe.micro_batch)
-        self.judge = Judge(stage, self.model, self.tokenizer, images, recipe, world, precision, evaluation_batch)
+        self.judge = Judge(stage, self.whole, self.tokenizer, images, recipe, world, precision, evaluation_batch)
         self.pairs_a_step = recipe.batch_size * (len(records[0].images) - 1 if stage == "finetune" else 1)
         if device.type == "cpu":
             keep_freed_memory()
+
+    def gather(self) -> CLIP4IDC:
+        """The model with the weights of now, as one process alone would have it; every process calls. Where each holds a part of it
+        (`fastidc.train.shards`) it is a copy of its own."""
+        if self.whole is not self.model:
+            shards.copy_whole(self.model, self.whole)
+        return self.whole

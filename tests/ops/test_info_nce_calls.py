@@ -81,14 +81,17 @@ def test_the_interpreter_takes_no_bf16():
         ours(*inputs(7, 24, dtype=torch.bfloat16))
 
 
-def test_embeddings_that_are_not_finite():
+@pytest.mark.parametrize("name", ["triton", "torch"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_embeddings_that_are_not_finite(name, compiled):
     """Nothing waits for the device; whoever asks later learns which input and which row."""
+    run = torch.compile(backend(name), fullgraph=True, backend="aot_eager") if compiled else backend(name)
     ops.raise_faults()
     text, pair, scale = inputs(9, 24, dtype=torch.float32)
-    ours(text, pair, scale)
+    run(text, pair, scale)
     ops.raise_faults()
     text[4, 3], text[7, 0], pair[8, 23] = torch.inf, torch.nan, torch.nan
-    ours(text, pair, scale)
+    run(text, pair, scale)
     with pytest.raises(ValueError, match=r"met a text embedding that is not finite, first in row 4 of its batch.*a pair embedding.*row 8"):
         ops.raise_faults()
     ops.raise_faults()  # once is enough

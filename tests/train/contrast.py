@@ -1,15 +1,18 @@
 """The gradient of one adaptation step, by one process or by many: test_contrast.py calls it, and starts it under torchrun."""
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 import worlds
+from torch.distributed.tensor import DTensor
 
 from fastidc.config import PRESETS
 from fastidc.data.loaders import PairBatch
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.packed import PackedText
+from fastidc.train import shards
 from fastidc.train.distributed import ALONE, World, processes
 from fastidc.train.engine import Trainer
 from fastidc.train.objectives import Adaptation
@@ -28,12 +31,16 @@ def whole_batch() -> PairBatch:
     return PairBatch(images, [str(i) for i in range(SAMPLES)], text=PackedText.of(captions))
 
 
-def gradients(world: World, gather_grad: str, micro_batch: int | None, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+def gradients(
+    world: World, gather_grad: str, micro_batch: int | None, dtype: torch.dtype = torch.float64, fsdp: bool = False
+) -> dict[str, torch.Tensor]:
     """The loss of the whole batch and every parameter's gradient, as a step of `Trainer` leaves them to its optimiser."""
     torch.manual_seed(0)
     model = CLIP4IDC(worlds.SMALL.replace(captioner_layers=0)).to(dtype)
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
+    if fsdp:
+        shards.shard(model, world, torch.device("cpu"))
     recipe = PRESETS["clevr"].adapt
     optimizer = Optimizer(model, "adapt", recipe, 10)
     task = (Adaptation(world=world, gather_grad=gather_grad),)
@@ -41,7 +48,10 @@ def gradients(world: World, gather_grad: str, micro_batch: int | None, dtype: to
     found: dict[str, torch.Tensor] = {}
 
     def noted() -> torch.Tensor:
-        found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                found[name] = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone()
+        assert any(isinstance(p, DTensor) for p in model.parameters()) == fsdp
         return torch.zeros(())
 
     optimizer.step = noted
@@ -52,8 +62,17 @@ def gradients(world: World, gather_grad: str, micro_batch: int | None, dtype: to
 
 
 def run(out: Path) -> None:
+    """Both backends, both modes, whole and in chunks, with parameters whole and shared out."""
     with processes("cpu") as (world, _):
-        found = {(mode, micro): gradients(world, mode, micro) for mode in ("full", "local") for micro in (None, 2)}
+        found = {}
+        for backend in ("torch", "triton"):
+            os.environ["FASTIDC_BACKEND"] = f"info_nce={backend}"
+            for mode in ("full", "local"):
+                for micro in (None, 2):
+                    found[backend, mode, micro, False] = gradients(world, mode, micro)
+        os.environ["FASTIDC_BACKEND"] = ""
+        for mode, micro in (("full", None), ("full", 2), ("local", None)):
+            found["torch", mode, micro, True] = gradients(world, mode, micro, fsdp=True)
         if world.is_main:
             torch.save(found, out)
 

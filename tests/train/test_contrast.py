@@ -59,31 +59,38 @@ def test_only_a_chunk_has_activations(monkeypatch):
 @pytest.mark.parametrize("size", [2, 3])
 def test_many_processes_are_one(alone, size, tmp_path):
     """ "full": loss and every gradient of one process with the whole batch. "local": towers' gradients divided by the number of processes,
-    the temperature's not (clip4idc.md 4). With chunks too."""
+    the temperature's not (clip4idc.md 4). By both backends, in chunks, and with parameters shared out."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "tests"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     script = [str(ROOT / "tests/train/contrast.py"), str(tmp_path / "found.pt")]
     done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for (mode, _), found in torch.load(tmp_path / "found.pt", weights_only=True).items():
+    for (backend, mode, micro, fsdp), found in torch.load(tmp_path / "found.pt", weights_only=True).items():
         assert set(found) == set(alone)
         for name, want in alone.items():
             factor = 1 if mode == "full" or name in ("loss", "logit_scale") else 1 / size
-            compare.assert_close(found[name], factor * want, 1e-8 if "qkv.bias" in name else 1e-10, f"{mode}: {name}")
+            compare.assert_close(
+                found[name],
+                factor * want,
+                1e-8 if "qkv.bias" in name else 1e-10,
+                f"{name}: {backend}, {mode}, chunks of {micro}, fsdp {fsdp}",
+            )
 
 
-def test_a_killed_process_ends_the_others():
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_killed_process_ends_the_others(dies):
     """With a sentence and at once, rather than in the hours that a process may wait for one that scores captions."""
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "tests"))
     shared = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         shared["MASTER_PORT"] = str(found.getsockname()[1])
-    script = [sys.executable, str(ROOT / "tests/train/lonely.py")]
+    script = [sys.executable, str(ROOT / "tests/train/lonely.py"), str(dies)]
     both = [subprocess.Popen(script, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     said = [process.communicate(timeout=60)[1] for process in both]
-    assert both[1].returncode == -signal.SIGKILL
-    assert both[0].returncode == 2, said[0]
-    assert "process 0 of 2 lost another one" in said[0]
-    assert "Traceback" not in said[0]
+    left = 1 - dies
+    assert both[dies].returncode == -signal.SIGKILL
+    assert both[left].returncode == 2, said[left]
+    assert f"process {left} of 2 lost another one" in said[left]
+    assert "Traceback" not in said[left]
