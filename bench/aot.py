@@ -24,7 +24,7 @@ from bench.kernels import COMPILATIONS, Compilation
 from fastidc.errors import FastidcError
 from fastidc.files import write_json
 
-LIMIT = 24  # compilations of one run without --all: the gate is part of the tests
+LIMIT = 40  # compilations of one run without --all: the gate is part of the tests
 # Per architecture: bytes of shared memory that one program may have, and that a multiprocessor has; its registers, warps and programs.
 CHIPS = {
     "sm_80": {"capability": 80, "shared": 166_912, "shared_total": 167_936, "registers": 65_536, "warps": 64, "programs": 32},

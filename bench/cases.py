@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastidc.config import ModelConfig
 
@@ -156,10 +156,27 @@ TRAIN_STEP = (
 TRAIN_STEP_CPU = (StepShape("B/32", B32, "adapt", 2), StepShape("B/32", B32, "finetune", 1))
 TRAIN_STEP_SMOKE = tuple(StepShape("tiny", TINY, stage, n, n is not None) for n in (2, None) for stage in ("adapt", "finetune"))
 
-# (name, config, pairs)
-GENERATE = tuple((name, config, pairs) for name, config in _MODELS for pairs in ((1, 64, 1024) if name == "B/32" else (1, 64)))
-GENERATE_CPU = (("B/32", B32, 2),)
-GENERATE_SMOKE = (("tiny", TINY, 2),)
+
+class GenerateShape(NamedTuple):
+    """``towers=False``: from the pairs' tokens on, so that the loop is seen by itself."""
+
+    name: str
+    config: ModelConfig
+    pairs: int
+    towers: bool = True
+
+
+GENERATE = (
+    *(GenerateShape(name, config, pairs) for name, config in _MODELS for pairs in ((1, 64, 1024) if name == "B/32" else (1, 64))),
+    GenerateShape("B/32 loop", B32, 64, towers=False),
+)
+# On a CPU 32 pairs as well: with 2 every step waits for its weights to come from memory, whatever it computes.
+GENERATE_CPU = (
+    GenerateShape("B/32", B32, 2),
+    GenerateShape("B/32", B32, 32),
+    GenerateShape("B/32 loop", B32, 32, towers=False),
+)
+GENERATE_SMOKE = (GenerateShape("tiny", TINY, 2), GenerateShape("tiny loop", TINY, 2, towers=False))
 STEPS = {"paper": 32, "cpu": 32, "smoke": 5}  # words generated
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastidc_kernels import _tiles
-from fastidc_kernels._tiles import AttentionTile, InfoNCETile
+from fastidc_kernels._tiles import AttentionTile, InfoNCETile, LinearCrossEntropyTile
 
 Declares = Literal["mma", "wide_loads", "nothing"]
 
@@ -188,4 +188,85 @@ def _info_nces() -> Iterator[Compilation]:
             yield from both(count, width, dtype, paper=False)
 
 
-COMPILATIONS: tuple[Compilation, ...] = (*_attentions(), *_info_nces())
+def linear_cross_entropy(
+    part: str, name: str, *, dtype: str = "bf16", width: int = 512, tile: LinearCrossEntropyTile | None = None, **more
+) -> Compilation:
+    """The linear cross entropy kernel ``part`` ("pack", "fwd", "loss", "fwd_loss", "fwd_sum", "bwd", "bwd_bias", "bwd_scale"), as its launcher would
+    call it with ``tile``. "loss" is the forward kernel without the rows' gradient."""
+    pieces, piece = _tiles.linear_cross_entropy_pieces(width)
+    padded, cut = pieces * piece, {"PIECES": pieces, "SLICE": piece}
+    table, read = ("packed_ptr", "weight_ptr", "bias_ptr"), ("lse_ptr", "words_ptr", "count_ptr", "grad_ptr")
+    whole = {"DIM": width, **cut, **({"BLOCK_R": tile.rows, "BLOCK_V": tile.words} if tile else {})}
+    narrow = min(piece, tile.piece) if tile and part == "bwd_bias" else piece
+    forward = ((*table, "count_ptr", "statistic_ptr", "mixture_ptr"), ("rows", "vocabulary", "steps"), whole)
+    tensors, numbers, constants = {
+        "pack": (
+            ("x_ptr", "targets_ptr", "packed_ptr", "order_ptr", "words_ptr", "count_ptr", "fault_ptr"),
+            ("rows", "vocabulary", "ignore_index", "x_stride"),
+            {
+                "DIM": width,
+                "WIDTH": padded,
+                "BLOCK": _tiles.power_of_two(padded),
+                "COUNT": _tiles.linear_cross_entropy_packed(width),
+                "SCAN": 2048,
+            },
+        ),
+        "fwd": forward,
+        "loss": forward,
+        "fwd_loss": (
+            ("statistic_ptr", "mixture_ptr", *table, "order_ptr", "words_ptr", "count_ptr", "terms_ptr", "lse_ptr", "out_ptr"),
+            ("rows", "parts"),
+            {"DIM": width, **cut, "COUNT": 1024 // piece},
+        ),
+        "fwd_sum": (("terms_ptr", "count_ptr", "out_ptr"), ("rows",), {"BLOCK": 2048}),
+        "bwd": ((*table, *read, "weight_out", "bias_out"), ("vocabulary",), whole),
+        "bwd_bias": ((*table, *read, "bias_out"), ("vocabulary",), {**whole, "PIECES": padded // narrow, "SLICE": narrow}),
+        "bwd_scale": (("gradient_ptr", "grad_ptr", "count_ptr", "out_ptr"), ("rows",), {"DIM": width, "BLOCK": 4096}),
+    }[part]
+    types = dict.fromkeys(("x_ptr", "packed_ptr", "weight_ptr", "weight_out", "gradient_ptr"), dtype) | {"targets_ptr": "i64"}
+    types |= dict.fromkeys(("order_ptr", "words_ptr", "count_ptr", "fault_ptr"), "i32")
+    types |= {"out_ptr": dtype} if part in ("fwd_loss", "bwd_scale") else {}
+    absent = {"mixture_ptr": None} if part == "loss" else {}
+    constants |= absent | ({} if part == "pack" else {"FP64": False})
+    signature = {tensor: f"*{types.get(tensor, 'fp32')}" for tensor in tensors} | dict.fromkeys(numbers, "i32")
+    shape = f" ({tile.rows} rows x {tile.words} words, {tile.warps} warps, {tile.stages} stages)" if tile else ""
+    backward = "_bwd" if part.startswith("bwd") else ""
+    return Compilation(
+        name=f"linear_cross_entropy_{part}",
+        kernel=f"fastidc_kernels._linear_cross_entropy{backward}:linear_cross_entropy_{'fwd' if part == 'loss' else part}_kernel",
+        config=f"{name} D={width} {dtype}{shape}",
+        signature={**signature, **dict.fromkeys(constants, "constexpr")},
+        constants=constants,
+        divisible=tuple(x for x in signature if x not in absent and x.endswith(("_ptr", "_out", "_stride"))),
+        warps=tile.warps if tile else 8 if part == "fwd_sum" else 4,
+        stages=tile.stages if tile else 3,
+        declares="mma"
+        if tile and _SIZES[dtype] == 2
+        else "wide_loads"
+        if width >= 64 and part not in ("fwd_sum", "bwd_bias")
+        else "nothing",
+        **more,
+    )
+
+
+def _linear_cross_entropies() -> Iterator[Compilation]:
+    """The paper's width in bf16, and ViT-L/14's rows, then every tile with every dtype and other widths."""
+    products = ("fwd", "loss", "bwd", "bwd_bias")
+    for arch in ("sm_90", "sm_80"):
+        chip = int(arch.removeprefix("sm_"))
+
+        def entry(part: str, width: int, dtype: str = "bf16", *, arch=arch, chip=chip, **more) -> Compilation:
+            tile = _tiles.linear_cross_entropy(part, width, _SIZES[dtype], chip) if part in products else None
+            return linear_cross_entropy(part, "captions", dtype=dtype, width=width, tile=tile, arch=arch, **more)
+
+        for part in (*products, "pack", "fwd_loss", "fwd_sum", "bwd_scale"):
+            yield entry(part, 512)
+        yield entry("fwd", 768)
+        for dtype, width in itertools.product(_SIZES, (48, 64, 128, 256, 384, 512, 640, 768, 1000, 1024)):
+            if dtype == "fp32" and width > 256:
+                continue  # the op refuses it
+            for part in (*products, "pack", "fwd_loss"):
+                yield entry(part, width, dtype, paper=False)
+
+
+COMPILATIONS: tuple[Compilation, ...] = (*_attentions(), *_info_nces(), *_linear_cross_entropies())

@@ -28,6 +28,7 @@ FEATURES = (
     Feature("two-token last layer", {"all_tokens": True}, ("adapt",)),
     Feature("shared before-image", {"shared": False}, ("finetune",)),
     Feature("packed captions", {"packed": False}, ("adapt",)),
+    Feature("compiled captioner", {"compiling": "off"}, ("finetune",)),
     Feature("attention=triton", {"backends": "attention=sdpa"}),
 )
 

@@ -210,6 +210,12 @@ class TrainOptions:
     """Adaptation with several processes: the gradient of one process with the whole batch, or the official one, divided by their number."""
     token_mean: Literal["process", "global"] | None = None
     """Fine-tuning with several processes: the mean over each process's tokens (official), or over all."""
+    beams: int = 1
+    """Fine-tuning: captions running at once where val and test are captioned; 1 is greedy, as officially."""
+    length_penalty: float = 0.0
+    """With --beams: captions compete by the sum of their log-probabilities over length ** this."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile around the captioner; auto compiles on CUDA. Dropout draws other masks than without."""
     fsdp: bool = False
     """Several processes: each holds a part of the parameters, gradients and moments (FSDP2), not all of them; for large towers."""
     tensorboard: bool = False

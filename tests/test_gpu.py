@@ -114,3 +114,89 @@ def test_fp16_bert_adam_gives_the_cpu_s_bits():
         ends[device] = [p.cpu() for p in params]
     for a, b in zip(ends["cpu"], ends["cuda"], strict=True):
         assert (a != b).double().mean() < 0.02
+
+
+# ---- decoding
+
+
+def captioning_model(ends: float = 5.0) -> tuple[CLIP4IDC, torch.Tensor]:
+    """A model that says different words of different pairs, in fp64 so that no rounding decides between them, and tokens of 70 pairs."""
+    torch.manual_seed(0)
+    model = CLIP4IDC(CONFIG).double().eval()
+    with torch.no_grad():
+        for p in model.captioner.parameters():
+            p.mul_(3)
+        model.text_encoder.token_embedding.mul_(20)
+        model.text_encoder.position.mul_(100)
+        model.captioner.head_bias[CONFIG.end_id] += ends
+    return model.cuda(), torch.randn(70, 19, CONFIG.embed_dim, dtype=torch.float64, device="cuda")
+
+
+def assert_same(found, expected, what=""):
+    assert torch.equal(found[0], expected[0]), what
+    torch.testing.assert_close(found[1], expected[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captured_decoding_is_eager_decoding(beams, compiled):
+    """Across the borders of buckets, larger batches before smaller ones, every bucket captured once and used again."""
+    model, tokens = captioning_model()
+    for size in (70, 64, 5, 3, 4, 1, 70, 3):
+        expected = model.generate_from_tokens(tokens[:size], 20, beams, graphs=False)
+        found = model.generate_from_tokens(tokens[:size], 20, beams, compiled=compiled)
+        assert_same(found, expected, f"{size} pairs")
+        assert_same([x[:1] for x in found], model.generate_from_tokens(tokens[:1], 20, beams, graphs=False))
+        tokens = tokens.roll(7, 0)
+    assert (found[0] != 0).sum(1).unique().numel() > 1, "captions of one length would show little"
+    if beams == 1:
+        raw = {"max_length": 20, "stop_early": False}
+        assert_same(model.generate_from_tokens(tokens, **raw), model.generate_from_tokens(tokens, graphs=False, **raw))
+
+
+@torch.no_grad()
+def test_captured_decoding_reads_the_weights_of_the_moment():
+    """Changed in place they are read by the graph that there is; put elsewhere they get another."""
+    from fastidc.generate import plan
+
+    model, tokens = captioning_model()
+    model.generate_from_tokens(tokens, 20)
+    plans = plan._PLANS[model.captioner][1]
+    (first,) = plans.values()
+    model.captioner.head.weight.mul_(-1)
+    assert_same(model.generate_from_tokens(tokens, 20), model.generate_from_tokens(tokens, 20, graphs=False))
+    assert list(plan._PLANS[model.captioner][1].values()) == [first]
+    model.captioner.head.weight.data = model.captioner.head.weight * -1
+    assert_same(model.generate_from_tokens(tokens, 20), model.generate_from_tokens(tokens, 20, graphs=False))
+    assert first not in plan._PLANS[model.captioner][1].values()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captured_decoding_under_autocast(beams):
+    """The same kernels on the same numbers: bit for bit, in the context that captured and in a later one, weights changed between."""
+    model, tokens = captioning_model()
+    model, tokens = model.float(), tokens[:64].float()
+    for _ in range(2):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            for _ in range(2):
+                expected = model.generate_from_tokens(tokens, 20, beams, graphs=False)
+                found = model.generate_from_tokens(tokens, 20, beams)
+                assert torch.equal(found[0], expected[0])
+                assert torch.equal(found[1], expected[1])
+        model.captioner.head.weight.mul_(-1)
+        model.text_encoder.token_embedding.mul_(0.9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captured_decoding_never_waits_for_the_device_but_for_the_flag(beams):
+    model, tokens = captioning_model()
+    expected = model.generate_from_tokens(tokens, 20, beams)
+    try:
+        torch.cuda.set_sync_debug_mode("error")  # events are waited for apart from it
+        found = model.generate_from_tokens(tokens, 20, beams)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same(found, expected)

@@ -50,7 +50,7 @@ def _case(shape: VocabularyShape, device: str, dtype: torch.dtype) -> Case:
 
 
 def variants(case: Case) -> list[Variant]:
-    return [*variants_of("linear_cross_entropy", _ours), *peers.variants()]
+    return [*variants_of("linear_cross_entropy", _ours, lambda case: {"head_dim": case.shape["width"]}), *peers.variants()]
 
 
 def _ours(case: Case, backend: str):

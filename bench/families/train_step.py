@@ -74,13 +74,14 @@ def steps_parameters(config: ModelConfig, stage: str) -> list[torch.Tensor]:
 def variants(case: Case) -> list[Variant]:
     rungs = waterfall.rungs(case.shape["stage"], case.dtype == torch.bfloat16) if case.shape["waterfall"] else ()
     found = steps.variants(_step, tuple(rungs))
-    # each size would be compiled anew on the way to the largest
+    # each size would be compiled anew on the way to the largest; our captioner is left as it is there
     return found if case.shape["samples"] is not None else [variant for variant in found if not variant.compiled]
 
 
 def _step(case: Case, name: str) -> Callable:
     config, stage, samples = case.shape["config"], case.shape["stage"], case.shape["samples"]
-    stepper = steps.build(name, config, stage, case.device, case.dtype)
+    more = {} if samples is not None or name in BASELINES else {"compiling": "off"}  # see `variants`
+    stepper = steps.build(name, config, stage, case.device, case.dtype, **more)
     if samples is not None:
         return functools.partial(stepper.step, stepper.prepare(steps.batch_of(config, stage, samples)))
     chunk = CHUNK[case.shape["scale"]]

@@ -13,6 +13,7 @@ from fastidc import checkpoint
 from fastidc.config import PRESETS, ModelConfig
 from fastidc.data.loaders import PairBatch
 from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.train.compiled import Choice, compile_captioner, policy
 from fastidc.train.distributed import ALONE
 from fastidc.train.engine import Trainer
 from fastidc.train.objectives import objectives
@@ -35,6 +36,7 @@ class OurStepper:
         shared: bool,
         packed: bool,
         backends: str,
+        compiling: Choice,
     ):
         recipe = getattr(PRESETS["clevr"], stage)
         self.precision = Precision(precision, device.type)
@@ -47,6 +49,8 @@ class OurStepper:
             backends,
         )
         self.precision.prepare(model)
+        if policy(compiling, stage, device.type, fsdp=False).compiled:
+            compile_captioner(model)
         self.optimizer = Optimizer(model, stage, recipe, total_steps, self.precision.scaler())
         wanted = objectives(stage, recipe, ALONE)
         if all_tokens:
@@ -95,7 +99,7 @@ class OurStepper:
         self.model.eval()
         with self.chosen(), torch.no_grad(), self.precision.autocast():
             tokens = self.model.encode_batch(batch.images)[1]
-            ids = self.model.generate_from_tokens(tokens.flatten(0, 1), max_length, self.stop_early)[0]
+            ids = self.model.generate_from_tokens(tokens.flatten(0, 1), max_length, stop_early=self.stop_early)[0]
         return ids.unflatten(0, tokens.shape[:2])
 
 
@@ -121,15 +125,17 @@ def build(
     shared: bool = True,
     packed: bool = True,
     backends: str = "",
+    compiling: Choice = "auto",
 ) -> OurStepper:
-    """``precision`` is one of `fastidc.train.precision.PRECISIONS`. fastidc compiles nothing, so ``compiled`` is refused.
+    """``precision`` is one of `fastidc.train.precision.PRECISIONS`. What fastidc compiles it decides itself, so ``compiled`` is refused.
 
     ``stop_early=False`` decodes the official evaluation's fixed number of raw steps. What follows takes something away, for the waterfall:
     ``all_tokens`` computes every token of the last inter layer where two are read, ``shared=False`` encodes the before-image once for each
-    of its pairs, ``packed=False`` gives the text tower captions padded to one length, ``backends`` is what FASTIDC_BACKEND says while this stepper runs.
+    of its pairs, ``packed=False`` gives the text tower captions padded to one length, ``backends`` is what FASTIDC_BACKEND says while this stepper runs,
+    ``compiling`` what ``--compile`` says.
     """
     if compiled:
-        raise ValueError("fastidc is not run through torch.compile.")
+        raise ValueError("fastidc is not run through torch.compile as a whole.")
     if stage == "adapt":
         config = config.replace(captioner_layers=0)
     device = torch.device(device)
@@ -139,4 +145,4 @@ def build(
         own = {name for name, _ in model.named_parameters()}
         weights = {name: tensor for name, tensor in checkpoint.from_official(state).items() if name in own}
         model.load_weights(weights, "the bench's state")
-    return OurStepper(model, stage, device, precision, total_steps, stop_early, all_tokens, shared, packed, backends)
+    return OurStepper(model, stage, device, precision, total_steps, stop_early, all_tokens, shared, packed, backends, compiling)

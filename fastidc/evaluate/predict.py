@@ -1,12 +1,15 @@
 """A model over a split: captions of every pair, embeddings of every pair and sentence."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fastidc.data.images import ImageStore
-from fastidc.data.loaders import in_order
+from fastidc.data.loaders import PairBatch, in_order
 from fastidc.data.records import PairRecord
 from fastidc.evaluate.retrieval import unique_sentences
 from fastidc.packed import PackedText
@@ -21,12 +24,28 @@ def references_of(records: Iterable[PairRecord]) -> dict[str, list[str]]:
     return references
 
 
+def _ready(records: Sequence[PairRecord], images: ImageStore, batch_size: int, pinned: bool) -> Iterator[PairBatch]:
+    """`in_order`, each next batch put together by a thread while the one before is in use; ``pinned`` for a copy that a GPU need not wait
+    for. An error in a file surfaces where its batch is asked for."""
+    batches = in_order(records, images, batch_size)
+
+    def following() -> PairBatch | None:
+        batch = next(batches, None)
+        return batch if batch is None or not pinned else replace(batch, images=batch.images.pin_memory())
+
+    with closing(batches), ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = pool.submit(following)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(following)
+            yield batch
+
+
 def _encoded(
     model, records: Sequence[PairRecord], images: ImageStore, batch_size: int, bar, with_tokens: bool
 ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     device = next(model.parameters()).device
-    for batch in in_order(records, images, batch_size):
-        embedding, tokens = model.encode_batch(batch.images.to(device), with_tokens)
+    for batch in _ready(records, images, batch_size, pinned=device.type == "cuda"):
+        embedding, tokens = model.encode_batch(batch.images.to(device, non_blocking=True), with_tokens)
         yield batch.ids, embedding, tokens
         if bar is not None:
             bar.update(embedding.shape[0] * embedding.shape[1])
@@ -34,13 +53,23 @@ def _encoded(
 
 @torch.no_grad()
 def predict_captions(
-    model, tokenizer: Tokenizer, records: Sequence[PairRecord], images: ImageStore, *, batch_size: int = 64, max_length: int = 32, bar=None
+    model,
+    tokenizer: Tokenizer,
+    records: Sequence[PairRecord],
+    images: ImageStore,
+    *,
+    batch_size: int = 64,
+    max_length: int = 32,
+    beams: int = 1,
+    length_penalty: float = 0.0,
+    bar=None,
 ) -> dict[str, str]:
-    """image_id -> greedy caption for every pair of ``records``, ordered as `references_of`. The model must be in evaluation mode."""
+    """image_id -> caption for every pair of ``records``, ordered as `references_of`; greedy by default, see `CLIP4IDC.generate_from_tokens`.
+    The model must be in evaluation mode."""
     change, no_change = {}, {}
     for ids, _, tokens in _encoded(model, records, images, batch_size, bar, True):
         pairs = tokens.shape[1]
-        rows, _ = model.generate_from_tokens(tokens.flatten(0, 1), max_length)
+        rows, _ = model.generate_from_tokens(tokens.flatten(0, 1), max_length, beams, length_penalty=length_penalty)
         texts = [tokenizer.decode(row) for row in rows.tolist()]
         for i, name in enumerate(ids):
             change[name] = texts[i * pairs]

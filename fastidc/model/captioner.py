@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastidc import ops
 from fastidc.config import ModelConfig
 from fastidc.model.layers import CrossAttention, LayerNorm, SelfAttention, residual_stream
 
@@ -58,14 +57,31 @@ class DecoderLayer(nn.Module):
         x = self.cross_norm(self.dropout(asked) + x)
         return self.feed_forward(x)
 
-    def step(self, x: Tensor, cache: Tensor, position: int, memory_kv: Tensor) -> Tensor:
-        """One position: x [B, 1, E]; cache [B, L, 2E] gets its keys and values at ``position``; memory_kv [B, M, 2E]."""
-        q, kv = self.attention.qkv(x).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
-        cache[:, position : position + 1] = kv
-        heads = self.attention.heads
-        x = self.attention_norm(self.attention.out(ops.cross_attention(q, cache[:, : position + 1], heads)) + x)
-        x = self.cross_norm(self.cross.out(ops.cross_attention(self.cross.q(x), memory_kv, heads)) + x)
+    def keys_and_values(self, encoded: Tensor) -> Tensor:
+        """What `step` reads of a pair: encoded [B, M, E] -> [2, B, H, M, D]. Head by head, because a single query is bound by reading them:
+        packed rows lie 4 KB apart, which takes a CPU twice as long."""
+        return self.cross.kv(encoded).unflatten(-1, (2, self.cross.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+
+    def step(self, x: Tensor, cache: Tensor, position: int | Tensor, memory: Tensor) -> Tensor:
+        """One position: x [B*R, 1, E], R captions a pair; cache [2, B*R, H, L, D] gets its keys and values at ``position``; memory
+        [2, B, H, M, D]. A position that is a tensor, int64 [1], makes the step one program for all positions."""
+        q, *own = self.attention.qkv(x).unflatten(-1, (3, self.attention.heads, -1)).permute(2, 0, 3, 1, 4)
+        if isinstance(position, int):
+            cache[0, :, :, position : position + 1], cache[1, :, :, position : position + 1] = own
+            asked = _attend(q, cache[:, :, :, : position + 1])
+        else:
+            cache.index_copy_(3, position, torch.stack(own))
+            asked = _attend(q, cache, torch.arange(cache.shape[3], device=cache.device)[None] <= position)
+        x = self.attention_norm(self.attention.out(asked) + x)
+        q = self.cross.q(x).view(memory.shape[1], -1, x.shape[-1]).unflatten(-1, (self.cross.heads, -1)).transpose(1, 2)
+        x = self.cross_norm(self.cross.out(_attend(q, memory).view_as(x)) + x)
         return self.feed_forward(x)
+
+
+def _attend(q: Tensor, kv: Tensor, seen: Tensor | None = None) -> Tensor:
+    """q [B, H, Q, D], kv [2, B, H, L, D] -> [B, Q, H*D]; ``seen`` [1, L] where not every key is. Torch's own at any rate: with a query or a
+    few there is no product worth a kernel of ours."""
+    return F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=seen).transpose(1, 2).flatten(2)
 
 
 class Captioner(nn.Module):
@@ -85,6 +101,10 @@ class Captioner(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02 * (512 / width) ** 0.5)  # the official 0.02 at the official width
                 nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, ids: Tensor, words: Tensor, positions: Tensor) -> Tensor:
+        """What training runs: tokens [B, M, E] of pairs, ids [B*R, T] int of R captions each -> [B*R, T, E]; see `encode` and `decode`."""
+        return self.decode(ids, self.encode(tokens), words, positions)
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
         """tokens [B, M, E] -> the output of every encoder layer: decoder layer i attends to encoder layer i."""

@@ -1,6 +1,6 @@
 """CLIP4IDC: the only place where the towers, the captioner and the losses meet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastidc import checkpoint, generate, ops
-from fastidc.config import ModelConfig
+from fastidc.config import PAD_ID, ModelConfig
 from fastidc.errors import FastidcError
 from fastidc.model.captioner import Captioner
 from fastidc.model.pair_encoder import PairEncoder
@@ -29,6 +29,8 @@ class CLIP4IDC(nn.Module):
         self.text_encoder = TextEncoder(config)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07), as CLIP starts
         self.captioner = Captioner(config) if config.captioner_layers else None
+        self.caption_bucket: Callable[[int, int], int] | None = None
+        """Where the captioner is compiled: (a batch's length, positions) -> the length it is padded to (`fastidc.train.compiled`)."""
 
     @classmethod
     def from_pretrained(
@@ -131,33 +133,61 @@ class CLIP4IDC(nn.Module):
         return F.linear(x, self.text_encoder.token_embedding, self._captioner.head_bias)
 
     @torch.no_grad()
-    def generate(self, before: Tensor, after: Tensor, max_length: int = 32, stop_early: bool = True) -> Tensor:
-        """before, after [B, 3, H, W] -> ids [B, max_length] int64 of the greedy captions, zero after the end token.
+    def generate(
+        self,
+        before: Tensor,
+        after: Tensor,
+        max_length: int = 32,
+        beams: int = 1,
+        *,
+        length_penalty: float = 0.0,
+        stop_early: bool = True,
+        graphs: bool | None = None,
+        compiled: bool = False,
+    ) -> Tensor:
+        """before, after [B, 3, H, W] -> ids [B, max_length] int64 of the captions, zero after the end token.
 
-        ``stop_early=False`` keeps the official evaluation's raw steps. Switches to evaluation mode for the call.
+        One beam is greedy decoding, of which ``stop_early=False`` keeps the official evaluation's raw steps; otherwise see
+        `generate_from_tokens`. Switches to evaluation mode for the call.
         """
+        self.check_decoding(len(before), max_length, beams, length_penalty, stop_early)  # before the towers run
+        how = {"length_penalty": length_penalty, "stop_early": stop_early, "graphs": graphs, "compiled": compiled}
         training = self.training
         self.eval()
         try:
-            return self.generate_from_tokens(self.encode_pair(before, after)[1], max_length, stop_early)[0]
+            return self.generate_from_tokens(self.encode_pair(before, after)[1], max_length, beams, **how)[0]
         finally:
             self.train(training)
 
-    def generate_from_tokens(self, tokens: Tensor, max_length: int = 32, stop_early: bool = True) -> tuple[Tensor, Tensor]:
-        """tokens [B, M, E] -> ids and log-probabilities [B, max_length]; see `fastidc.generate.greedy`."""
+    def generate_from_tokens(
+        self,
+        tokens: Tensor,
+        max_length: int = 32,
+        beams: int = 1,
+        *,
+        length_penalty: float = 0.0,
+        stop_early: bool = True,
+        graphs: bool | None = None,
+        compiled: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """tokens [B, M, E] -> ids [B, max_length] int64 and the log-probability of each [B, max_length] fp32, zero after the end token.
+
+        With ``beams`` > 1 the caption of the best sum of log-probabilities / length ** ``length_penalty`` that beam search finds (see
+        `fastidc.generate.beams`). ``graphs``: in buckets of the batch size, each a few CUDA graphs, by default on CUDA; ``compiled``: the
+        step through torch.compile; neither changes what is decoded. FastidcError says what cannot be decoded so. The model must be in
+        evaluation mode.
+        """
+        self.check_decoding(len(tokens), max_length, beams, length_penalty, stop_early)
+        text, config = self.text_encoder, self.config
+        decoder = generate.Decoder(self._captioner, text.token_embedding, text.position, config.start_id, config.end_id)
+        how = {"length_penalty": length_penalty, "stop_early": stop_early, "graphs": graphs, "compiled": compiled}
+        return generate.decode(decoder, tokens, max_length, beams=beams, **how)
+
+    def check_decoding(self, pairs: int, max_length: int, beams: int = 1, length_penalty: float = 0.0, stop_early: bool = True) -> None:
+        """FastidcError says what `generate_from_tokens` cannot do of it."""
+        _ = self._captioner
         text = self.text_encoder
-        if max_length > len(text.position):
-            raise FastidcError(f"max_length {max_length} exceeds the model's {len(text.position)} positions; ask for fewer words.")
-        return generate.greedy(
-            self._captioner,
-            tokens,
-            text.token_embedding,
-            text.position,
-            start_id=self.config.start_id,
-            end_id=self.config.end_id,
-            max_length=max_length,
-            stop_early=stop_early,
-        )
+        generate.check(pairs, max_length, beams, length_penalty, stop_early, len(text.position), len(text.token_embedding))
 
     @property
     def _captioner(self) -> Captioner:
@@ -170,6 +200,8 @@ class CLIP4IDC(nn.Module):
             raise FastidcError(f"captions of {length} tokens exceed the model's {self.config.context_length} positions; lower max_words.")
 
     def _decode(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        captioner, text = self._captioner, self.text_encoder
-        self._check_length(ids.shape[1])
-        return captioner.decode(ids, captioner.encode(tokens), text.token_embedding, text.position)
+        captioner, text, length = self._captioner, self.text_encoder, ids.shape[1]
+        self._check_length(length)
+        if self.caption_bucket is not None:
+            ids = F.pad(ids, (0, self.caption_bucket(length, len(text.position)) - length), value=PAD_ID)
+        return captioner(tokens, ids, text.token_embedding, text.position)[:, :length]

@@ -1,7 +1,7 @@
 """The contract of every kernel. Each function takes ``backend`` and refuses with a sentence what it cannot serve."""
 
 from fastidc.ops._dispatch import check_environment
-from fastidc.ops._faults import raise_faults
+from fastidc.ops._faults import raise_faults, take_faults
 from fastidc.ops.attention import cross_attention, self_attention
 from fastidc.ops.bert_adam import bert_adam
 from fastidc.ops.info_nce import info_nce, start_gather
@@ -20,4 +20,5 @@ __all__ = [
     "raise_faults",
     "self_attention",
     "start_gather",
+    "take_faults",
 ]

@@ -26,7 +26,7 @@ def take_faults() -> list[str]:
             row, owner = _LAST - flag, "its batch"
             if each and name == "pair":
                 row, owner = row % each, f"process {row // each}'s batch"
-            out.append(f"the contrastive loss met a {name} embedding that is not finite, first in row {row} of {owner}.")
+            out.append(f"The contrastive loss met a {name} embedding that is not finite, first in row {row} of {owner}.")
         flags.zero_()
     return out
 

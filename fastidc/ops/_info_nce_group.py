@@ -8,6 +8,7 @@ what another one does. With the kernels no scores are in memory at all; with tor
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,9 +30,13 @@ class Gathering:
 
 
 def start_gather(pair: Tensor, group: "dist.ProcessGroup") -> Gathering:
-    """Sends pair [B, E], not normalised, to every rank of ``group`` without waiting: the other tower can run meanwhile. Every rank must give
-    the same B and E: nobody can check that without a message of its own (TORCH_DISTRIBUTED_DEBUG=DETAIL makes torch do it). Its result takes
-    the place of ``pair`` in `fastidc.ops.info_nce`. ValueError where there is no group, or this process is not in it."""
+    """Sends pair [B, E], not normalised, to every rank of ``group`` without waiting: the other tower can run meanwhile. Its result takes the
+    place of ``pair`` in `fastidc.ops.info_nce`; until then ``pair`` must not be written to.
+
+    Every rank must give the same B and E. Shapes that are new to all of them are compared first, which waits once; a rank that departs
+    alone from a shape that was in use is for the collective to find. ValueError where they differ, where there is no group, and where this
+    process is not in it.
+    """
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError(
             "a group needs torch.distributed, which is not initialised; call init_process_group first (torchrun), or give none."
@@ -40,9 +45,27 @@ def start_gather(pair: Tensor, group: "dist.ProcessGroup") -> Gathering:
         raise ValueError("this process is not in the group that it gave; call it on the group's own ranks only.")
     if pair.dim() != 2 or not pair.numel():
         raise ValueError(f"pair must be [B, E], B and E at least 1, got {list(pair.shape)}.")
+    _agree(pair, group)
     everyone = pair.new_empty(dist.get_world_size(group) * len(pair), pair.shape[1])
     work = dist.all_gather_into_tensor(everyone, pair.detach().contiguous(), group=group, async_op=True)
     return Gathering(pair, everyone, work, group)
+
+
+_agreed: "WeakKeyDictionary[dist.ProcessGroup, set[tuple[int, int]]]" = WeakKeyDictionary()
+
+
+def _agree(pair: Tensor, group: "dist.ProcessGroup") -> None:
+    known = _agreed.setdefault(group, set())
+    if tuple(pair.shape) in known:
+        return
+    own = torch.tensor(pair.shape, device=pair.device)
+    shapes = own.new_empty(dist.get_world_size(group) * 2)
+    dist.all_gather_into_tensor(shapes, own, group=group)
+    shapes = shapes.view(-1, 2).tolist()
+    if any(shape != shapes[0] for shape in shapes):
+        given = ", ".join(f"{shape} by rank {rank}" for rank, shape in enumerate(shapes))
+        raise ValueError(f"every rank of a group must give as many pairs of the same width, got {given}.")
+    known.add(tuple(pair.shape))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -169,6 +192,8 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # what other ranks hold would be missing from it, without a word
+            raise RuntimeError("info_nce over a group has no gradient of a gradient; call backward without create_graph.")
         logit_scale, *saved = ctx.saved_tensors
         of_text, of_all, of_scale = ctx.block.gradients(saved, grad, logit_scale, ctx.first, ctx.width)
         of_own = torch.empty_like(of_text)

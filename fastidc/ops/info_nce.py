@@ -14,6 +14,7 @@ from fastidc.ops._info_nce_group import BLOCKS, Gathering, shared_info_nce, star
 from fastidc.reference import info_nce as reference
 
 GatherGrad = Literal["full", "local"]
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def info_nce(
@@ -34,7 +35,7 @@ def info_nce(
     all of them; ``pair`` may then be what `start_gather` returned, so that it travels while the texts are encoded. Where gradients are
     then averaged over the ranks, as DistributedDataParallel does, ``gather_grad="full"`` makes every parameter's gradient that of one
     process with the whole batch; ``"local"`` is the official code's: the towers' gradients are divided by the number of ranks,
-    logit_scale's is not.
+    logit_scale's is not. Gradients of gradients there are of neither a group nor the kernels.
     """
     if gather_grad not in ("full", "local"):
         raise ValueError(f'gather_grad must be "full" or "local", got {gather_grad!r}.')
@@ -57,11 +58,14 @@ def info_nce(
 
 
 def _check(text: Tensor, pair: Tensor, logit_scale: Tensor) -> None:
+    for name, given in (("text", text), ("pair", pair), ("logit_scale", logit_scale)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {given!r:.80}.")
     if text.dim() != 2 or text.shape != pair.shape or not text.numel():
         raise ValueError(f"text and pair must both be [B, E], B and E at least 1, got {list(text.shape)} and {list(pair.shape)}.")
-    if text.dtype != pair.dtype or text.device != pair.device or not text.is_floating_point():
+    if text.dtype != pair.dtype or text.device != pair.device or text.dtype not in _DTYPES:
         raise ValueError(
-            f"text and pair must have one floating-point dtype and one device, got {text.dtype} on {text.device} and {pair.dtype} on "
+            f"text and pair must have one dtype, of fp16, bf16, fp32 and fp64, and one device, got {text.dtype} on {text.device} and {pair.dtype} on "
             f"{pair.device}."
         )
     if logit_scale.dim() or not logit_scale.is_floating_point() or logit_scale.device != text.device:

@@ -162,22 +162,24 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
     try:
         yield world, chosen
     except (dist.DistError, RuntimeError) as error:
-        if not _is_of_a_peer(error):
+        if (sign := _sign_of_a_peer(error)) is None:
             raise
         raise LostPeerError(
-            f"process {world.rank} of {size} lost another one ({str(error).splitlines()[0]}); what that one said last tells why, and then the "
-            "run has to be started again."
+            f"process {world.rank} of {size} lost another one ({sign}); what that one said last tells why, and then the run has to be started "
+            "again."
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-def _is_of_a_peer(error: Exception) -> bool:
-    """Whether a collective failed because another process is gone or silent; gloo says it in plain RuntimeErrors."""
+def _sign_of_a_peer(error: Exception) -> str | None:
+    """What says that a collective failed because another process is gone or silent, None where nothing does; gloo says it in plain
+    RuntimeErrors, between a path of its own and advice."""
     text = str(error)
-    return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo")
-    )
+    for sign in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe"):
+        if sign in text:
+            return sign.lower()
+    return text.splitlines()[0] if isinstance(error, dist.DistError) or "gloo" in text else None
 
 
 def choose_device(name: str, world: World = ALONE) -> torch.device:

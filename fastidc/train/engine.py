@@ -20,6 +20,7 @@ from fastidc.data.random import generator
 from fastidc.errors import FastidcError
 from fastidc.train import shards
 from fastidc.train.chunks import backward_in_chunks
+from fastidc.train.compiled import refusals_as_sentences
 from fastidc.train.distributed import ALONE, World
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
@@ -72,7 +73,7 @@ class Trainer:
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
         self.wrapped = model
-        self.sharded = shards.is_sharded(model)
+        self.sharded, self.compiled = shards.is_sharded(model), model.caption_bucket is not None
         if world.size > 1 and not self.sharded:
             # The buffers are constants; unasked, every forward would broadcast them.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name for name, _ in model.named_buffers()])
@@ -94,7 +95,7 @@ class Trainer:
         return total, self.optimizer.step()
 
     def _backward(self, batch: PairBatch, share: float, waits: bool) -> Tensor:
-        with self.gradients_stay(waits):
+        with self.gradients_stay(waits), refusals_as_sentences() if self.compiled else nullcontext():
             with self.precision.autocast():
                 losses = self.wrapped(batch.to(self.device), self.objectives)
                 loss = torch.stack([o.weight * losses[o.name] for o in self.objectives]).sum() * share
@@ -140,24 +141,24 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits; FastidcError at the first loss that is not finite, and where a kernel was given what it could not read."""
+        """Writes what waits; FastidcError at the first loss that is not finite, and where an op met what it could not read."""
         bad = self._write(together=True)
-        if faults := self._faults():
-            raise FastidcError(" ".join(faults))
+        said = self._faults()
         if bad is not None:
-            raise FastidcError(
-                f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate."
+            said.insert(
+                0,
+                f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate.",
             )
+        if said:
+            raise FastidcError(" ".join(said))
 
     def _faults(self) -> list[str]:
-        """What any process's kernels found wrong, on all of them, so that none goes on alone."""
-        try:
-            ops.raise_faults()
-            own = None
-        except ValueError as fault:
-            own = str(fault)
-        said = self._world.gather_everywhere(own)
-        return [text if self._world.size == 1 else f"process {rank}: {text}" for rank, text in enumerate(said) if text]
+        """What any process's kernels found wrong, each sentence once, on all of them, so that none goes on alone."""
+        found: dict[str, int] = {}
+        for rank, sentences in enumerate(self._world.gather_everywhere(ops.take_faults())):
+            for sentence in sentences:
+                found.setdefault(sentence, rank)
+        return [sentence if self._world.size == 1 else f"Process {rank}: {sentence}" for sentence, rank in found.items()]
 
     def _write(self, together: bool) -> int | None:
         """Writes what waits; returns the first step that is not finite."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastidc import checkpoint
+from fastidc.train.compiled import shown_in
 from fastidc.train.engine import Step, StepLog, fit
 from fastidc.train.examiner import Examiner
 from fastidc.train.resume import Resumed, Selection, digest, model_file, run_facts, save_optimizer
@@ -52,7 +53,10 @@ class Training:
         done = session.optimizer.steps * session.pairs_a_step
         bar = {"total": session.total_steps * session.pairs_a_step, "initial": done, "unit": "pair", "smoothing": 0.1}
         try:
-            with tqdm(desc=args.task_type, disable=None if self.world.is_main else True, **bar) as self.bar:
+            with (
+                tqdm(desc=args.task_type, disable=None if self.world.is_main else True, **bar) as self.bar,
+                shown_in(self.bar, session.policy.compiled),
+            ):
                 fit(
                     session.trainer,
                     session.loader,

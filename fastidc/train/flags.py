@@ -114,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument(
         "--token-mean", choices=("process", "global"), default="process", help="captioning, several processes: process is official"
     )
+    ours.add_argument("--beams", type=int, default=1, help="captioning: captions running at once in evaluation; 1 is greedy, as officially")
+    ours.add_argument("--length-penalty", type=float, default=0.0, help="with --beams: log-probabilities are divided by length ** this")
+    ours.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="captioning: torch.compile around the captioner; auto does on CUDA"
+    )
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     ours.add_argument("--tensorboard", action="store_true", help="also write curves into {output_dir}/tensorboard")
 

@@ -20,7 +20,11 @@ from fastidc.train.precision import Precision
 
 
 class Judge:
-    """A model in training and what it is judged by. Every process calls every method; results are on all of them."""
+    """A model in training and what it is judged by. Every process calls every method; results are on all of them.
+
+    Captions are greedy by default, as officially; ``beams`` and ``length_penalty`` are those of `CLIP4IDC.generate_from_tokens`, and
+    FastidcError says what the model cannot do of them.
+    """
 
     def __init__(
         self,
@@ -32,9 +36,14 @@ class Judge:
         world: World,
         precision: Precision,
         batch_size: int = 64,
+        beams: int = 1,
+        length_penalty: float = 0.0,
     ):
+        if stage == "finetune":  # now, rather than after an epoch
+            model.check_decoding(1, recipe.max_words, beams, length_penalty)
         self.stage, self.model, self.tokenizer, self.images, self.recipe = stage, model, tokenizer, images, recipe
         self.world, self.precision, self.batch_size = world, precision, batch_size
+        self.beams, self.length_penalty = beams, length_penalty
         self.criterion = "text-to-pair R@1" if stage == "adapt" else "CIDEr"
 
     def score(self, records: Sequence[PairRecord]) -> tuple[float, dict]:
@@ -80,11 +89,19 @@ class Judge:
         return self.world.on_main(run)
 
     def captions(self, records: Sequence[PairRecord]) -> dict[str, str]:
-        """image_id -> greedy caption, ordered as `references_of`."""
+        """image_id -> caption, ordered as `references_of`."""
         mine = self.world.share(list(records))
         with self._evaluating(), self._bar("caption", mine) as bar:
             found = predict_captions(
-                self.model, self.tokenizer, mine, self.images, batch_size=self.batch_size, max_length=self.recipe.max_words, bar=bar
+                self.model,
+                self.tokenizer,
+                mine,
+                self.images,
+                batch_size=self.batch_size,
+                max_length=self.recipe.max_words,
+                beams=self.beams,
+                length_penalty=self.length_penalty,
+                bar=bar,
             )
         parts = self.world.gather([{name: found[name] for name in (r.id, r.no_change_id) if name in found} for r in mine])
 

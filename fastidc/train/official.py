@@ -76,9 +76,23 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     images = ImageStore(model.config.image_size)
     evaluation_batch = min(args.batch_size_val, _LARGEST_EVALUATION_BATCH)
     workers = max(1, args.num_thread_reader)
+    search = {"beams": args.beams, "length_penalty": args.length_penalty}
     session, selection = None, Selection(out, args.select)
     if args.do_train:
-        session = Session(stage, recipe, model, records["train"], images, world, device, precision, workers, evaluation_batch)
+        session = Session(
+            stage,
+            recipe,
+            model,
+            records["train"],
+            images,
+            world,
+            device,
+            precision,
+            workers,
+            evaluation_batch,
+            compiling=args.compile,
+            **search,
+        )
         judge = session.judge
         if resumed is not None:
             check_same(resumed, session, args.resume_model, args.init_model)
@@ -86,7 +100,7 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
             selection.take_up(Path(args.resume_model).parent, resumed.epoch)
     else:
         precision.prepare(model.to(device))
-        judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch)
+        judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch, **search)
     splits = records.values() if args.do_train else [records["test"]]
     world.on_main(lambda: check_images([record for split in splits for record in split], workers))
     world.on_main(lambda: _make_folder(out))

@@ -21,6 +21,7 @@ from fastidc.files import write_json
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.ops import check_environment
 from fastidc.tokenizer import vocabulary_of
+from fastidc.train.compiled import shown_in
 from fastidc.train.distributed import World, processes
 from fastidc.train.engine import Step, StepLog, fit
 from fastidc.train.optim import Stage
@@ -145,6 +146,9 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
         precision,
         options.workers,
         fsdp=options.fsdp,
+        compiling=options.compile,
+        beams=options.beams,
+        length_penalty=options.length_penalty,
     )
     if chosen.model is None and (advice := precision.advice(recipe.lr * recipe.coef_lr)):
         say(advice)
@@ -175,6 +179,9 @@ class _Run:
                 "precision": session.precision.name,
                 "processes": self.world.size,
                 "fsdp": options.fsdp,
+                "compiled": session.policy.compiled,
+                "beams": options.beams,
+                "length_penalty": options.length_penalty,
                 "steps": session.total_steps,
                 "torch": torch.__version__,
             },
@@ -193,7 +200,10 @@ class _Run:
         self.log = StepLog(out / "log.jsonl", self.world, scalars=self.scalars)
         total = session.total_steps * session.pairs_a_step
         try:
-            with tqdm(total=total, desc=session.stage, unit="pair", smoothing=0.1, disable=not self.world.is_main) as self.bar:
+            with (
+                tqdm(total=total, desc=session.stage, unit="pair", smoothing=0.1, disable=not self.world.is_main) as self.bar,
+                shown_in(self.bar, session.policy.compiled),
+            ):
                 fit(
                     session.trainer,
                     session.loader,

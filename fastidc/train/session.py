@@ -12,6 +12,7 @@ from fastidc.data.records import PairRecord
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.tokenizer import Tokenizer
 from fastidc.train import shards
+from fastidc.train.compiled import Choice, compile_captioner, policy
 from fastidc.train.distributed import World
 from fastidc.train.engine import Trainer, keep_freed_memory
 from fastidc.train.judge import Judge
@@ -23,7 +24,8 @@ from fastidc.train.precision import Precision
 class Session:
     """A model on its device in its dtypes, the batches it reads, its optimiser, and its judge. Writes nothing.
 
-    fsdp: every process holds a part of the model and of its optimiser's state.
+    fsdp: every process holds a part of the model and of its optimiser's state. compiling: see `fastidc.train.compiled.policy`. beams,
+    length_penalty: how captions are decoded, see `fastidc.model.CLIP4IDC.generate_from_tokens`.
     """
 
     def __init__(
@@ -39,6 +41,9 @@ class Session:
         workers: int,
         evaluation_batch: int = 64,
         fsdp: bool = False,
+        compiling: Choice = "auto",
+        beams: int = 1,
+        length_penalty: float = 0.0,
     ):
         self.stage, self.recipe, self.world, self.device, self.precision = stage, recipe, world, device, precision
         self.model = model.to(device)
@@ -48,6 +53,9 @@ class Session:
             shards.check(recipe, precision.name, world)
             self.whole = copy.deepcopy(self.model)
             shards.shard(self.model, world, device)
+        self.policy = policy(compiling, stage, device.type, fsdp)
+        if self.policy.compiled:
+            compile_captioner(self.model)
         self.tokenizer = Tokenizer.of(model.config)
         self.loader = PairLoader(stage, records, self.tokenizer, images, recipe, workers, world.rank, world.size)
         self.total_steps = recipe.steps or self.loader.steps * recipe.epochs
@@ -55,7 +63,7 @@ class Session:
         planned = recipe.steps or (self.loader.batches + recipe.accumulate - 1) / recipe.accumulate * recipe.epochs
         self.optimizer = Optimizer(self.model, stage, recipe, planned, precision.scaler())
         self.trainer = Trainer(self.model, objectives(stage, recipe, world), self.optimizer, world, device, precision, recipe.micro_batch)
-        self.judge = Judge(stage, self.whole, self.tokenizer, images, recipe, world, precision, evaluation_batch)
+        self.judge = Judge(stage, self.whole, self.tokenizer, images, recipe, world, precision, evaluation_batch, beams, length_penalty)
         self.pairs_a_step = recipe.batch_size * (len(records[0].images) - 1 if stage == "finetune" else 1)
         if device.type == "cpu":
             keep_freed_memory()

@@ -177,3 +177,54 @@ def info_nce_steps(rows: int, columns: int, tile: InfoNCETile) -> int:
     """Blocks of columns that one forward program walks: as many as leave about eight programs to each of a large GPU's multiprocessors."""
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
     return max(1, min(16, blocks // 1024))
+
+
+# ---- linear cross entropy
+
+
+@dataclass(frozen=True)
+class LinearCrossEntropyTile:
+    """``rows`` rows against ``words`` words at a time; where the gradient of the bias is alone, ``piece`` numbers of each at a time."""
+
+    rows: int
+    words: int
+    warps: int
+    stages: int
+    piece: int = 0
+
+
+def linear_cross_entropy_pieces(width: int) -> tuple[int, int]:
+    """How many pieces of how many numbers hold a row of ``width``: a program keeps the gradient of one piece in registers."""
+    piece = min(256, power_of_two(width))
+    return -(-width // piece), piece
+
+
+def linear_cross_entropy_packed(width: int) -> int:
+    """Rows that one program brings to their places."""
+    pieces, piece = linear_cross_entropy_pieces(width)
+    return max(1, min(32, 8192 // power_of_two(pieces * piece)))
+
+
+def linear_cross_entropy(part: str, width: int, item_bytes: int, arch: int) -> LinearCrossEntropyTile:
+    """The tile of ``part``: "fwd" (statistics and the rows' gradient), "loss" (statistics alone), "bwd" (words' and bias's gradients) or
+    "bwd_bias"; the rest as in `attention`. What stays in a program for its loop, rows forward and words backward, fills shared memory."""
+    if item_bytes > 2:
+        return LinearCrossEntropyTile(16, 16, 8, 1, 32)
+    if part == "bwd_bias":
+        return LinearCrossEntropyTile(128, 256 if arch >= 90 or width > 64 else 128, 8, 3, 64)
+    backward = part == "bwd"
+    if arch >= 90:
+        own, other, warps = (128, 64, 8) if width <= 256 else (128, 32, 8) if width <= 512 else (64, 32, 4) if width <= 768 else (64, 16, 4)
+    else:
+        own, other, warps = (32, 32, 4) if width > 512 else (64, 16, 4) if backward else (64, 32, 4)
+    rows, words = (other, own) if backward else (own, other)
+    return LinearCrossEntropyTile(rows, words, warps, 2)
+
+
+def linear_cross_entropy_steps(programs: int, vocabulary: int, tile: LinearCrossEntropyTile, processors: int) -> int:
+    """Tiles of words that one forward program walks, where ``programs`` of them would walk the whole vocabulary. It is cut in as many parts as
+    leave the fewest multiprocessors idle in the last round, in at least two rounds and at most 32 parts."""
+    tiles = -(-vocabulary // tile.words)
+    least = max(1, min(32, -(-2 * processors // programs)))
+    rounds = {parts: -(-programs * parts // processors) / parts for parts in range(least, min(2 * least, 32) + 1)}
+    return -(-tiles // min(rounds, key=rounds.__getitem__))

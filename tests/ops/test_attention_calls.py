@@ -66,7 +66,7 @@ def test_wrong_offsets(sentence):
     faults = _attention_triton._faults_of(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu"))
     kernels.attention_fwd(*view.chunk(3, -1), out, 1, faults=faults, **options)
     assert int((~around.isnan()).sum()) == int((~out.isnan()).sum())
-    with pytest.raises(ValueError, match="packed attention met cu_seqlens that do not ascend"):
+    with pytest.raises(ValueError, match="Packed attention met cu_seqlens that do not ascend"):
         ops.raise_faults()
     ops.raise_faults()  # once is enough
 

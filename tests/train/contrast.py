@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import worlds
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from fastidc.config import PRESETS
@@ -32,9 +33,10 @@ def whole_batch() -> PairBatch:
 
 
 def gradients(
-    world: World, gather_grad: str, micro_batch: int | None, dtype: torch.dtype = torch.float64, fsdp: bool = False
+    world: World, gather_grad: str, micro_batch: int | None, dtype: torch.dtype = torch.float64, fsdp: bool = False, batches: int = 1
 ) -> dict[str, torch.Tensor]:
-    """The loss of the whole batch and every parameter's gradient, as a step of `Trainer` leaves them to its optimiser."""
+    """The loss of the whole batch and every parameter's gradient, as a step of `Trainer` leaves them to its optimiser; in ``batches``
+    it is made of so many, each with a loss of its own."""
     torch.manual_seed(0)
     model = CLIP4IDC(worlds.SMALL.replace(captioner_layers=0)).to(dtype)
     with torch.no_grad():
@@ -51,13 +53,14 @@ def gradients(
         for name, p in model.named_parameters():
             if p.grad is not None:
                 found[name] = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone()
+        assert sum(isinstance(m, FSDPModule) for m in model.modules()) == (1 + 3 + 2) * fsdp, "the model and each of its blocks"
         assert any(isinstance(p, DTensor) for p in model.parameters()) == fsdp
         return torch.zeros(())
 
     optimizer.step = noted
-    own = SAMPLES // world.size
+    own = SAMPLES // world.size // batches
     parts = list(whole_batch().chunks(own))
-    loss, _ = trainer.step([parts[world.rank]])
+    loss, _ = trainer.step(parts[world.rank * batches : (world.rank + 1) * batches])
     return {"loss": loss, **found}
 
 

@@ -11,7 +11,11 @@ import compare
 import contrast
 import pytest
 import torch
+import worlds
+from torch import distributed as dist
 
+from fastidc import ops
+from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.train.distributed import ALONE
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +33,31 @@ def test_chunks_are_the_whole_batch(alone, micro_batch):
     assert len(found) > 30
     for name, want in alone.items():
         compare.assert_close(found[name], want, 1e-9 if "qkv.bias" in name else 1e-10, name)  # keys' biases have a true gradient of 0
+
+
+def test_chunks_of_accumulated_batches():
+    whole, chunked = (contrast.gradients(ALONE, "full", micro, batches=2) for micro in (None, 4))
+    for name, want in whole.items():
+        compare.assert_close(chunked[name], want, 1e-9 if "qkv.bias" in name else 1e-10, name)
+
+
+def test_pairs_travel_while_texts_are_encoded_and_the_loss_leaves_autocast(monkeypatch):
+    """Over a group of one process, in bf16: the gather starts before the text tower, and the loss is that of fp32 products."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        model, batch, order = CLIP4IDC(worlds.SMALL.replace(captioner_layers=0)), contrast.whole_batch(), []
+        gather, encode = ops.start_gather, model.text_encoder.forward
+        monkeypatch.setattr(ops, "start_gather", lambda *x: (order.append("gather"), gather(*x))[1])
+        monkeypatch.setattr(model.text_encoder, "forward", lambda *x: (order.append("text"), encode(*x))[1])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pair = model.encode_batch(batch.images, False)[0][:, 0]
+            loss = model.text_pair_loss(pair, batch.text, group=dist.group.WORLD)
+            text = model.encode_text(batch.text)
+        assert order[:2] == ["gather", "text"]
+        compare.assert_close(loss, ops.info_nce(text.float(), pair.float(), model.logit_scale), 1e-6)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_chunks_in_single_precision():

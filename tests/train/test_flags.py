@@ -20,7 +20,20 @@ RETRIEVAL = OFFICIAL | {"feature_framerate": 1}
 CAPTION = OFFICIAL | {"gt_dir": "gt"}
 # Defaults that we changed on purpose (README, migration).
 CHANGED = {"datatype": "auto", "max_words": 32, "features_path": None, "gt_dir": None}
-OURS = {"precision", "select", "ties", "gather_grad", "micro_batch", "token_mean", "device", "tensorboard", "help"}
+OURS = {
+    "precision",
+    "select",
+    "ties",
+    "gather_grad",
+    "micro_batch",
+    "compile",
+    "beams",
+    "length_penalty",
+    "token_mean",
+    "device",
+    "tensorboard",
+    "help",
+}
 
 
 @pytest.mark.parametrize("flags", [RETRIEVAL, CAPTION], ids=["retrieval", "caption"])

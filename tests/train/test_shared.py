@@ -64,12 +64,17 @@ def test_what_a_group_is_told(two):
     for said, _ in two[1]:
         assert "--fsdp goes with --precision bf16 or fp32, not with fp16" in said[0]
         assert "--fsdp does not go with the optimiser muon" in said[1]
-        assert "process 1: the contrastive loss met a text embedding that is not finite, first in row 1 of its batch" in said[2]
-        assert "process 0: the contrastive loss met a pair embedding that is not finite, first in row 2 of process 1's batch" in said[2]
+        assert "Process 1: The contrastive loss met a text embedding that is not finite, first in row 1 of its batch" in said[2]
+        assert "Process 0: The contrastive loss met a pair embedding that is not finite, first in row 2 of process 1's batch" in said[2]
+        assert said[2].count("met a pair embedding") == 1
+        assert "the loss or its gradient is not finite at step 1; check the weights" in said[2]
         assert "text and pair must both be [B, E], B and E at least 1, got [3, 8] and [2, 8]" in said[3]
         assert "logit_scale must be one floating-point number" in said[4]
         assert "backend 'reference' of info_nce is for one process; over a group choose one of auto, triton, torch" in said[5]
         assert "pair must be [B, E], B and E at least 1, got [0, 8]" in said[6]
+        assert "every rank of a group must give as many pairs of the same width, got [5, 8] by rank 0, [6, 8] by rank 1" in said[7]
+        assert "every rank of a group must give as many pairs of the same width, got [4, 6] by rank 0, [6, 4] by rank 1" in said[8]
+        assert "info_nce over a group has no gradient of a gradient" in said[9]
     assert not (two[0] / "refused").exists()
 
 
