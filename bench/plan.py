@@ -73,7 +73,7 @@ def parts(cpu: bool) -> list[Part]:
         bench("attention", ("attention",), 68, 40, ("n=1024",), tuple(f"{name} n=1024::flex_attention" for name in _LONG)),
         bench("linear_cross_entropy", ("linear_cross_entropy",), 22, 15, ("frozen N=14336", "trained N=14336")),
         bench("info_nce", ("info_nce",), 28, 18, ("B=1024 D=512", "B=16384 D=512")),
-        bench("generate", ("generate",), 40, 25, ("B/32 b=64 ",)),
+        bench("generate", ("generate",), 40, 25, ("B/32 b=64 ",), ("B/32 b=64 32 steps::fastidc compiled",)),
         bench("small", _SMALL[:3], 26, 25, _SMALL_CASES),
         # the gates of the families have seen the paper's shapes; this is every other one, at a second or two of compiling each
         Part("kernel-tests", (*_PYTEST, *_KERNEL_TESTS), 200, 30, rows=False, rest=True),

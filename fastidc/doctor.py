@@ -10,6 +10,7 @@ import fastidc
 from fastidc import ops  # noqa: F401 - defines the ops
 from fastidc.errors import FastidcError
 from fastidc.ops._dispatch import OPS, Op, Spec, arch_of, chosen_for
+from fastidc.train.compiled import policy
 
 _COSTS = {
     "triton": "no fused kernels; PyTorch's own serve",
@@ -54,6 +55,8 @@ def report() -> str:
         if op.name == "attention":
             specs = {f"attention, {name}": base._replace(head_dim=64, **facts) for name, facts in _ATTENTION.items()}
         lines += _backends(op, specs)
+    captioner = policy("auto", "finetune", device, fsdp=False)
+    lines += ["", f"captioner in training: {'compiled' if captioner.compiled else 'not compiled'}, {captioner.why} (--compile)"]
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def take_faults() -> list[str]:
     for flags in _faults.values():
         if flag := int(flags):
             out.append(
-                f"the captioning loss met a target that is neither the pad id nor a word of the vocabulary, first in row {2**31 - 1 - flag} of "
+                f"The captioning loss met a target that is neither the pad id nor a word of the vocabulary, first in row {2**31 - 1 - flag} of "
                 "its batch; such rows were left out."
             )
         flags.zero_()

@@ -6,15 +6,15 @@ both. The gradient of the bias, and that of the words, need the log-sum-exp: a s
 
     packed, order, words, count = linear_cross_entropy_pack(x, targets, V, ignore_index, faults)
     statistic, mixture = linear_cross_entropy_fwd(packed, weight, bias, count, wanted)
-    loss, lse, gradient = linear_cross_entropy_loss(statistic, mixture, packed, weight, bias, order, words, count, x.dtype)
-    gradient = linear_cross_entropy_scale(gradient, grad, count)                      # of x
+    loss, lse, gradient = linear_cross_entropy_loss(statistic, mixture, packed, weight, bias, order, words, count)
+    gradient = linear_cross_entropy_scale(gradient, grad, count)  # of x
     weight_grad, bias_grad = linear_cross_entropy_bwd(grad, packed, weight, bias, lse, words, count, True, True)
 
 Rows with a target are packed to the front on the device and ``count`` of them are computed; the host knows N alone, launches for N, and
-programs past the count leave at once. ``packed`` [N, W] holds them, W >= D zeros at the end, ``order`` [N] the row of each place, rows left
-out at the end, and ``words`` [N] its target, -1 where it has none. ``statistic`` [P, S, 2, N] and ``mixture`` [P, N, D] hold P parts of
-the vocabulary: for each of S slices of columns a maximum in units of log 2 and a sum of 2^(s - maximum), and words mixed with those weights. ``lse`` [N] is in units of log 2, inf
-past the count. ``gradient`` [N, D] is that of the sum, which fp16 can hold where that of a mean over thousands of rows is too small.
+programs past the count leave at once. ``packed`` [N, W] holds them, W >= D zeros at the end, ``order`` [N] the row of each place, rows left out at the end, and ``words`` [N] its
+target, -1 where it has none. ``statistic`` [P, S, 2, N] and ``mixture`` [P, N, D] hold P parts of the vocabulary: for each of S slices of
+columns a maximum in units of log 2 and a sum of 2^(s - maximum), and words mixed with those weights. ``lse`` [N] is in units of log 2, inf past
+the count. ``gradient`` [N, D] is that of the sum, which fp16 can hold where that of a mean over thousands of rows is too small.
 
 Nothing is added up by two programs, so the same call gives the same bits.
 """
