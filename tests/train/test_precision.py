@@ -252,7 +252,7 @@ def test_a_captioner_in_bf16_learns_as_in_fp32(clevr, tmp_path):
 
     def losses(precision: str) -> torch.Tensor:
         options = TrainOptions(
-            data=clevr, out=tmp_path / precision, preset="tiny", steps=200, batch_size=8, precision=precision, device="cpu", workers=1
+            data=clevr, out=tmp_path / precision, preset="tiny", steps=200, batch_size=4, precision=precision, device="cpu", workers=1
         )
         train("finetune", options)
         rows = (tmp_path / precision / "log.jsonl").read_text().splitlines()
