@@ -11,6 +11,8 @@ from fastidc.generate.step import Decoder, compiled_next_words, next_words
 
 __all__ = ["Decoder", "beam_search", "check", "decode", "greedy"]
 
+MOST_PENALTY = 10  # length ** it is still a number in fp32, and nobody has use for more
+
 
 def check(pairs: int, max_length: int, beams: int, length_penalty: float, stop_early: bool, positions: int, vocabulary: int) -> None:
     """FastidcError says what cannot be decoded so."""
@@ -28,8 +30,10 @@ def check(pairs: int, max_length: int, beams: int, length_penalty: float, stop_e
         )
     if beams > 1 and not stop_early:
         raise FastidcError("stop_early=False is the official greedy loop's fixed number of steps; it has no meaning with beams > 1.")
-    if not 0 <= length_penalty < float("inf"):
-        raise FastidcError(f"length_penalty must be 0 or more, got {length_penalty}.")
+    if not 0 <= length_penalty <= MOST_PENALTY:
+        raise FastidcError(f"length_penalty must lie in 0 to {MOST_PENALTY}, got {length_penalty}.")
+    if length_penalty and beams == 1:
+        raise FastidcError(f"length_penalty {length_penalty} chooses among beams, and there is one; give more beams, or leave it out.")
 
 
 def greedy(

@@ -152,12 +152,13 @@ class CLIP4IDC(nn.Module):
         """
         self.check_decoding(len(before), max_length, beams, length_penalty, stop_early)  # before the towers run
         how = {"length_penalty": length_penalty, "stop_early": stop_early, "graphs": graphs, "compiled": compiled}
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             return self.generate_from_tokens(self.encode_pair(before, after)[1], max_length, beams, **how)[0]
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
     def generate_from_tokens(
         self,

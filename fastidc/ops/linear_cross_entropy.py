@@ -21,7 +21,7 @@ def linear_cross_entropy(
     x [N, D], weight [V, D], bias [V], targets [N] of any integer dtype. Returns a scalar in fp32 (fp64 for fp64 inputs); where every target is
     ignored it is 0, and so are its gradients. Under autocast x and weight are taken in autocast's dtype, as `F.linear` takes them; the bias is
     added in fp32 and stays as it is. The log-sum-exp is in fp32 too. A target that is neither ``ignore_index`` nor in [0, V) is a ValueError on a
-    CPU; on a GPU the kernels leave its row out and `fastidc.ops.raise_faults` says so.
+    CPU; on a GPU the kernels leave its row out and `fastidc.ops.raise_faults` says so. Only the reference has a gradient of the gradient.
     """
     device = x.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -142,8 +142,7 @@ def _(x, weight, bias, targets, ignore_index, of_x, of_weight, of_bias):
 
 
 def _save(ctx, inputs, output):
-    x, _, bias, *_ = inputs
-    ctx.dtypes = x.dtype, x.dtype, bias.dtype
+    ctx.bias_dtype = inputs[2].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
@@ -152,10 +151,34 @@ def _save(ctx, inputs, output):
 def _gradient(ctx, grad, *unused):
     if grad is None:
         return (None,) * 8
-    count, *gradients = ctx.saved_tensors
-    factor = grad / count
-    wanted = zip(ctx.needs_input_grad, gradients, ctx.dtypes, strict=False)
-    return *((g.to(factor.dtype) * factor).to(dtype) if wants else None for wants, g, dtype in wanted), None, None, None, None, None
+    wanted = ctx.needs_input_grad[:3]
+    found = linear_cross_entropy_chunked_bwd(grad, *ctx.saved_tensors, *wanted, ctx.bias_dtype)
+    return *(gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)), None, None, None, None, None
+
+
+@torch.library.custom_op("fastidc::linear_cross_entropy_chunked_bwd", mutates_args=())
+def linear_cross_entropy_chunked_bwd(
+    grad: Tensor,
+    count: Tensor,
+    of_rows: Tensor,
+    of_words: Tensor,
+    of_bias: Tensor,
+    x: bool,
+    weight: bool,
+    bias: bool,
+    bias_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sum -> those of ``grad`` times the mean. An op of its own, and without a derivative: what it is given was made in the
+    forward pass, and torch would take it for constants in a gradient of the gradient."""
+    factor, dtypes = grad / count, (of_rows.dtype, of_rows.dtype, bias_dtype)
+    wanted = zip((x, weight, bias), (of_rows, of_words, of_bias), dtypes, strict=True)
+    return tuple((g.to(factor.dtype) * factor).to(dtype) if wants else g.new_empty(0, dtype=dtype) for wants, g, dtype in wanted)
+
+
+@linear_cross_entropy_chunked_bwd.register_fake
+def _(grad, count, of_rows, of_words, of_bias, x, weight, bias, bias_dtype):
+    wanted = zip((x, weight, bias), (of_rows, of_words, of_bias), (of_rows.dtype, of_rows.dtype, bias_dtype), strict=True)
+    return tuple(torch.empty_like(g, dtype=dtype) if wants else g.new_empty(0, dtype=dtype) for wants, g, dtype in wanted)
 
 
 linear_cross_entropy_chunked.register_autograd(_gradient, setup_context=_save)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tqdm import tqdm
 
 from fastidc.errors import FastidcError
@@ -61,6 +62,8 @@ def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
     # one user's graphs for all of his runs; torch's own default is a temporary folder, which ends with the machine's next start
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastidc" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    dynamo = torch._dynamo.config  # a graph a bucket for each size of batch, and the limit of torch is eight
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     model.captioner.compile(fullgraph=True, dynamic=False, backend=backend)
     model.caption_bucket = bucket
 
@@ -68,12 +71,12 @@ def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
 @contextmanager
 def refusals_as_sentences() -> Iterator[None]:
     """A compiler that fails is a FastidcError."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import CppCompileError
 
     try:
         yield
-    except (TorchDynamoException, CppCompileError) as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit, CppCompileError) as error:
         cause = getattr(error, "inner_exception", error)
         first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise FastidcError(f"torch.compile cannot compile the captioner ({first.strip()}); train with --compile off.") from error

@@ -251,6 +251,37 @@ def test_one_beam_is_greedy():
         torch.testing.assert_close(found, expected)
 
 
+def test_a_caption_s_length_counts_its_end():
+    """Sums -1.0 of one word and -1.8 of two: with penalty 1 the longer one wins by -0.9 a word, then -3.0 of three does not."""
+    search = Beams(4, 1, 1.0)
+    search.start(decoder_of(model_of()), tokens_of(1), torch.ones(1, dtype=torch.long))
+    none = torch.zeros(1, 1, dtype=torch.long)
+    for position, total, best in ((0, -1.0, -1.0), (1, -1.8, -0.9), (2, -3.0, -0.9)):
+        word = torch.full((1, 1), position + 5)
+        search._keep_best(position, torch.tensor([[total]]), none, word, torch.zeros(1, 1))
+        assert float(search.best) == pytest.approx(best)
+    assert search.best_ids[0].tolist() == [0, 6, 0, 0]
+
+
+@pytest.mark.parametrize("search", [Greedy(4, True), Beams(4, 2, 0.0)], ids=["greedy", "beams"])
+def test_rows_that_fill_a_bucket_up_do_not_keep_it_going(search):
+    search.start(decoder_of(model_of()), tokens_of(3), torch.tensor([1]))
+    running = ~search.ended if isinstance(search, Greedy) else search.sums.isfinite().any(1)
+    assert running.tolist() == [True, False, False]
+    assert not search.done
+    search.start(decoder_of(model_of()), tokens_of(3), torch.tensor([0]))
+    assert search.done
+
+
+def test_modules_are_left_as_they_were():
+    model = model_of()
+    model.captioner.train()
+    model.generate(*torch.zeros(2, 1, 3, 48, 48, dtype=torch.float64), max_length=2)
+    assert model.captioner.dropout.training
+    assert not model.training
+    assert not model.text_encoder.training
+
+
 def test_the_pad_id_is_a_word():
     """Id 0 is "!": greedy and beams say it where it is likeliest, and go on after it."""
     model = model_of()
@@ -292,7 +323,9 @@ def test_sentences():
         ({"beams": 0}, "beams must be at least 1, which is greedy decoding; got 0"),
         ({"beams": 121}, "beams 121 exceeds the vocabulary of 120 words"),
         ({"beams": 2, "stop_early": False}, "stop_early=False .* no meaning with beams > 1"),
-        ({"length_penalty": -1.0, "beams": 2}, "length_penalty must be 0 or more, got -1.0"),
+        ({"length_penalty": -1.0, "beams": 2}, "length_penalty must lie in 0 to 10, got -1.0"),
+        ({"length_penalty": 30.0, "beams": 2}, "length_penalty must lie in 0 to 10, got 30.0"),
+        ({"length_penalty": 1.0}, "length_penalty 1.0 chooses among beams, and there is one"),
     ):
         with pytest.raises(FastidcError, match=sentence):
             model.generate(*images.unbind(1), **{"max_length": 8, **wanted})

@@ -217,6 +217,25 @@ def test_a_captioning_step_holds_no_logits(name, held, frozen, monkeypatch):
     assert (seen.bytes >= 4 * 6 * 18 * 997) == held, seen.bytes
 
 
+@INTERPRETED
+def test_chunks_as_they_are_shipped():
+    """At CLIP's vocabulary: no tensor of more numbers than a chunk, of which 600 rows need two."""
+    x, weight, bias = torch.randn(600, 8, requires_grad=True), torch.randn(49408, 8), torch.zeros(49408, requires_grad=True)
+    with _Largest() as seen:
+        ops.linear_cross_entropy(x, weight, bias, torch.ones(600, dtype=torch.long), backend="torch").backward()
+    assert seen.bytes <= module.CHUNK < 4 * 600 * 49408
+
+
+@pytest.mark.parametrize("name", ["triton", "torch"])
+def test_no_gradient_of_a_gradient_rather_than_a_wrong_one(name):
+    x, w, b, t = inputs(5, 24, 33)
+    x.requires_grad_()
+    loss = ops.linear_cross_entropy(x, w, b, t, backend=name)
+    (gradient,) = torch.autograd.grad(loss.square(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="backward through fastidc"):
+        gradient.square().sum().backward()
+
+
 @pytest.mark.gpu
 def test_a_captured_graph_replays():
     *real, targets = inputs(512, 512, 4999, dtype=torch.bfloat16)
