@@ -4,42 +4,12 @@ A kernel's own issue adds its entries: the paper's shapes first, then every tile
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
 
+from bench import kernels_rows
+from bench.compilation import SIZES, Compilation
 from fastidc_kernels import _tiles
-from fastidc_kernels._tiles import AttentionTile, InfoNCETile, LinearCrossEntropyTile
-
-Declares = Literal["mma", "wide_loads", "nothing"]
-
-
-@dataclass(frozen=True)
-class Compilation:
-    """One kernel with the constants and types that one call would give it.
-
-    ``kernel``: "module:function" of a ``@triton.jit`` function. ``signature``: argument -> Triton type ("*bf16", "i32", "fp32",
-    "constexpr"), in order. ``divisible``: arguments that are multiples of 16, as torch's pointers and our strides are; without it loads
-    are not vectorised and the gate would judge code that never runs. ``declares``: "mma" for a product on tensor cores, "wide_loads" for a
-    memory-bound kernel (128-bit loads), "nothing" for the rest.
-    """
-
-    name: str
-    kernel: str
-    config: str
-    """What a reader needs to tell this compilation from another one of the kernel, for example "L=50 H=12 bf16"."""
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    divisible: tuple[str, ...] = ()
-    warps: int = 4
-    stages: int = 1
-    declares: Declares = "mma"
-    paper: bool = True
-    arch: str | None = None
-    """The one architecture whose tiles these are; None where they are the same on all."""
-
-
-_SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+from fastidc_kernels._tiles import AttentionTile, BertAdamTile, InfoNCETile, LinearCrossEntropyTile
 
 
 def attention(
@@ -79,7 +49,7 @@ def attention(
         divisible=(*tensors, *strides),
         warps=tile.warps,
         stages=tile.stages,
-        declares="mma" if _SIZES[dtype] == 2 else "wide_loads",
+        declares="mma" if SIZES[dtype] == 2 else "wide_loads",
         paper=paper,
         arch=arch,
     )
@@ -103,11 +73,11 @@ def _attentions() -> Iterator[Compilation]:
         for name, (queries, keys, heads, use) in _PAPER.items():
             tile = _tiles.attention(queries, keys, 64, 2, "dropout" in use, backward, chip)
             yield attention(tile, name, backward=backward, heads=heads, arch=arch, **use)
-        for dtype, head_dim, length in itertools.product(_SIZES, _tiles.HEAD_DIMS, (16, 32, 64, 128)):
+        for dtype, head_dim, length in itertools.product(SIZES, _tiles.HEAD_DIMS, (16, 32, 64, 128)):
             if dtype == "fp32" and head_dim > 64:
                 continue  # the op refuses it
             for use in ({}, {"causal": True, "packed": True}, {"dropout": 0.1}):
-                tile = _tiles.attention(length, length, head_dim, _SIZES[dtype], "dropout" in use, backward, chip)
+                tile = _tiles.attention(length, length, head_dim, SIZES[dtype], "dropout" in use, backward, chip)
                 facts = {"dtype": dtype, "head_dim": head_dim, "heads": 8, "arch": arch, "paper": False}
                 yield attention(tile, f"L<={length}", backward=backward, **facts, **use)
 
@@ -156,7 +126,7 @@ def info_nce(part: str, name: str, *, dtype: str = "bf16", width: int = 512, til
         divisible=tuple(x for x in signature if x not in absent and x.endswith(("_ptr", "_stride", "faults"))),
         warps=tile.warps if tile else 4 if part == "unit" else 8,
         stages=tile.stages if tile else 3,
-        declares="mma" if product and _SIZES[dtype] == 2 else "wide_loads" if (product or part == "unit") and width >= 64 else "nothing",
+        declares="mma" if product and SIZES[dtype] == 2 else "wide_loads" if (product or part == "unit") and width >= 64 else "nothing",
         **more,
     )
 
@@ -174,7 +144,7 @@ def _info_nces() -> Iterator[Compilation]:
             count: int, width: int, dtype: str = "bf16", *, passes=("fwd", "bwd"), arch=arch, chip=chip, **more
         ) -> Iterator[Compilation]:
             for part in passes:
-                tile = getattr(_tiles, f"info_nce_{part}")(count, width, _SIZES[dtype], chip)
+                tile = getattr(_tiles, f"info_nce_{part}")(count, width, SIZES[dtype], chip)
                 yield info_nce(part, f"B={count}", dtype=dtype, width=width, tile=tile, arch=arch, **more)
 
         for part in ("unit", "fwd_loss", "sum"):
@@ -184,7 +154,7 @@ def _info_nces() -> Iterator[Compilation]:
         yield from both(16384, 512)
         yield from both(128, 768, passes=("bwd",))
         yield from both(16384, 768)
-        for dtype, width, count in itertools.product(_SIZES, (24, 64, 128, 256, 264, 384, 512, 640, 768, 1000, 1024), (128, 1024, 16384)):
+        for dtype, width, count in itertools.product(SIZES, (24, 64, 128, 256, 264, 384, 512, 640, 768, 1000, 1024), (128, 1024, 16384)):
             yield from both(count, width, dtype, paper=False)
 
 
@@ -241,7 +211,7 @@ def linear_cross_entropy(
         warps=tile.warps if tile else 8 if part == "fwd_sum" else 4,
         stages=tile.stages if tile else 3,
         declares="mma"
-        if tile and _SIZES[dtype] == 2
+        if tile and SIZES[dtype] == 2
         else "wide_loads"
         if width >= 64 and part not in ("fwd_sum", "bwd_bias")
         else "nothing",
@@ -256,17 +226,82 @@ def _linear_cross_entropies() -> Iterator[Compilation]:
         chip = int(arch.removeprefix("sm_"))
 
         def entry(part: str, width: int, dtype: str = "bf16", *, arch=arch, chip=chip, **more) -> Compilation:
-            tile = _tiles.linear_cross_entropy(part, width, _SIZES[dtype], chip) if part in products else None
+            tile = _tiles.linear_cross_entropy(part, width, SIZES[dtype], chip) if part in products else None
             return linear_cross_entropy(part, "captions", dtype=dtype, width=width, tile=tile, arch=arch, **more)
 
         for part in (*products, "pack", "fwd_loss", "fwd_sum", "bwd_scale"):
             yield entry(part, 512)
         yield entry("fwd", 768)
-        for dtype, width in itertools.product(_SIZES, (48, 64, 128, 256, 384, 512, 640, 768, 1000, 1024)):
+        for dtype, width in itertools.product(SIZES, (48, 64, 128, 256, 384, 512, 640, 768, 1000, 1024)):
             if dtype == "fp32" and width > 256:
                 continue  # the op refuses it
             for part in (*products, "pack", "fwd_loss"):
                 yield entry(part, width, dtype, paper=False)
 
 
-COMPILATIONS: tuple[Compilation, ...] = (*_attentions(), *_info_nces(), *_linear_cross_entropies())
+_ADAM_TYPES = {"chunk_ptr": "*i32", "size_ptr": "*i64", "first_ptr": "*i32", "group_ptr": "*i32", "skip_ptr": "*i32"}
+
+
+def bert_adam(
+    part: str, name: str, tile: BertAdamTile | None = None, *, grad: str = "fp32", shadow: str = "none", clipped: bool = True, **more
+) -> Compilation:
+    """BertAdam's kernel ``part`` ("norms", "sums", "scales", "update"), as its launcher would call it with ``tile``. Addresses of tensors come from
+    a table, so nothing is declared of them: the kernel asks."""
+    absent = {"given_ptr": None} if clipped else {"sum_ptr": None}
+    tables = ("grad_table", *(f"{of}_table" for of in ("param", "first", "second", "shadow")))
+    tensors, numbers, constants = {
+        "norms": (("chunk_ptr", "size_ptr", "grad_table", "partial_ptr"), {}, {"GRAD": grad}),
+        "sums": (("first_ptr", "partial_ptr", "sum_ptr"), {}, {"BLOCK": 512}),
+        "scales": (
+            ("sum_ptr", "group_ptr", "fact_ptr", "given_ptr", "scale_ptr", "norm_ptr", "skip_ptr", "skipped_ptr"),
+            {"clip_norm": "fp32", "tensors": "i32"},
+            {**absent, "BLOCK": 512},
+        ),
+        "update": (
+            ("chunk_ptr", "size_ptr", *tables, "ceiling_ptr", "group_ptr", "fact_ptr", "rate_ptr", "scale_ptr", "skip_ptr"),
+            {},
+            {"GRAD": grad, "SHADOW": shadow},
+        ),
+    }[part]
+    if tile:
+        constants |= {"CHUNK": tile.chunk, "BLOCK": tile.block if part == "update" else tile.norm_block}
+    types = _ADAM_TYPES | dict.fromkeys(tables, "*i64")
+    signature = {tensor: types.get(tensor, "*fp32") for tensor in tensors} | numbers | dict.fromkeys(constants, "constexpr")
+    shape = f" ({tile.chunk} elements a program, {constants['BLOCK']} at a time, {tile.warps} warps)" if tile else ""
+    return Compilation(
+        name=f"bert_adam_{part}",
+        kernel=f"fastidc_kernels._bert_adam:bert_adam_{part}_kernel",
+        config=f"{name}{shape}",
+        signature=signature,
+        constants=constants,
+        divisible=tuple(tensor for tensor in tensors if tensor not in constants),
+        warps=tile.warps if tile else 4,
+        stages=3,
+        declares="wide_loads" if tile else "nothing",
+        **more,
+    )
+
+
+def _bert_adams() -> Iterator[Compilation]:
+    """fp32 gradients, as every recipe has them, with and without half-precision copies; then what else the op takes."""
+    for arch in ("sm_90", "sm_80"):
+        tile = _tiles.bert_adam(int(arch.removeprefix("sm_")))
+        yield bert_adam("norms", "fp32", tile, arch=arch)
+        yield bert_adam("sums", "fp32", arch=arch, paper=False)
+        yield bert_adam("scales", "fp32", arch=arch, paper=False)
+        yield bert_adam("update", "fp32", tile, arch=arch)
+        yield bert_adam("update", "fp32, bf16 copies", tile, shadow="bf16", arch=arch)
+        yield bert_adam("scales", "norm given", clipped=False, arch=arch, paper=False)
+        for grad in ("fp16", "bf16"):
+            yield bert_adam("norms", f"{grad} gradients", tile, grad=grad, arch=arch, paper=False)
+            for shadow in ("none", "fp16"):
+                yield bert_adam("update", f"{grad} gradients, copies: {shadow}", tile, grad=grad, shadow=shadow, arch=arch, paper=False)
+
+
+COMPILATIONS: tuple[Compilation, ...] = (
+    *_attentions(),
+    *_info_nces(),
+    *_linear_cross_entropies(),
+    *_bert_adams(),
+    *kernels_rows.compilations(),
+)

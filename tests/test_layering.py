@@ -51,7 +51,7 @@ ALLOWED = {
     },
     "fastidc.convert": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.model"},
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
-    "fastidc.doctor": {"fastidc", "fastidc.errors", "fastidc.ops"},
+    "fastidc.doctor": {"fastidc", "fastidc.errors", "fastidc.ops", "fastidc.train"},
     "fastidc.cli": {
         "fastidc.config",
         "fastidc.convert",

@@ -41,7 +41,7 @@ def _case(name: str, rows: int, width: int, residual: bool, device: str, dtype: 
 
 
 def variants(case: Case) -> list[Variant]:
-    return [*variants_of("layer_norm", _ours), *peers.variants()]
+    return [*variants_of("layer_norm", _ours, lambda case: {"head_dim": case.shape["width"]}), *peers.variants()]
 
 
 def _ours(case: Case, backend: str):

@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.fc2(F.gelu(self.fc1(x)))) + x)
+        return self.norm.of_sum(x, self.dropout(self.fc2(F.gelu(self.fc1(x)))))[0]
 
 
 class EncoderLayer(nn.Module):
@@ -35,7 +35,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward(self.attention_norm(self.dropout(self.attention(x)) + x))
+        return self.feed_forward(self.attention_norm.of_sum(x, self.dropout(self.attention(x)))[0])
 
 
 class DecoderLayer(nn.Module):
@@ -51,10 +51,10 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        x = self.attention_norm(self.dropout(self.attention(x)) + x)
+        x = self.attention_norm.of_sum(x, self.dropout(self.attention(x)))[0]
         # no query sees another here, so all captions of a pair ask its memory together and its keys and values are computed once
         asked = self.cross(x.reshape(len(memory), -1, x.shape[-1]), memory).view_as(x)
-        x = self.cross_norm(self.dropout(asked) + x)
+        x = self.cross_norm.of_sum(x, self.dropout(asked))[0]
         return self.feed_forward(x)
 
     def keys_and_values(self, encoded: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class DecoderLayer(nn.Module):
         else:
             cache.index_copy_(3, position, torch.stack(own))
             asked = _attend(q, cache, torch.arange(cache.shape[3], device=cache.device)[None] <= position)
-        x = self.attention_norm(self.attention.out(asked) + x)
+        x = self.attention_norm.of_sum(x, self.attention.out(asked))[0]
         q = self.cross.q(x).view(memory.shape[1], -1, x.shape[-1]).unflatten(-1, (self.cross.heads, -1)).transpose(1, 2)
-        x = self.cross_norm(self.cross.out(_attend(q, memory).view_as(x)) + x)
+        x = self.cross_norm.of_sum(x, self.cross.out(_attend(q, memory).view_as(x)))[0]
         return self.feed_forward(x)
 
 

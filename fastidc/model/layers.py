@@ -1,11 +1,15 @@
 """The pieces of both towers and of the captioner."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastidc import ops
 from fastidc.config import CLIP_MEAN, CLIP_STD
+from fastidc.ops.layer_norm import layer_norm_linear
+from fastidc.ops.quick_gelu import quick_gelu_linear, sums_bias
 
 
 def residual_stream(x: Tensor, weights: torch.dtype) -> Tensor:
@@ -31,6 +35,18 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
+    def of_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + branch, or x where there is none, [..., C]: normalised, and as it is."""
+        if branch is None:
+            return self(x), x
+        return ops.layer_norm(branch, self.weight, self.bias, residual=x, eps=self.eps)
+
+    def of_sum_through(self, linear: nn.Linear, x: Tensor, branch: Tensor | None, *, bias: bool = True) -> tuple[Tensor, Tensor]:
+        """`of_sum`, the normalised sum multiplied by ``linear``, with its bias or without."""
+        x, residual = (x, None) if branch is None else (branch, x)
+        weights = (self.weight, self.bias, linear.weight, linear.bias if bias else None)
+        return layer_norm_linear(x, *weights, residual=residual, eps=self.eps)
+
 
 class SelfAttention(nn.Module):
     """[B, L, C] -> [B, L, C]; queries, keys and values from one projection. Or [T, C], sequences end to end: see `fastidc.ops.self_attention`."""
@@ -42,9 +58,13 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
+        return self.attend(self.qkv(x), cu_seqlens, max_seqlen)
+
+    def attend(self, qkv: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
+        """`forward` from the projection [..., 3C] on."""
         dropout = self.dropout if self.training else 0.0
         sequences = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        return self.out(ops.self_attention(self.qkv(x), self.heads, causal=self.causal, dropout_p=dropout, **sequences))
+        return self.out(ops.self_attention(qkv, self.heads, causal=self.causal, dropout_p=dropout, **sequences))
 
     def at(self, x: Tensor, queries: Tensor) -> Tensor:
         """The rows of ``forward(x)`` that belong to ``queries`` [B, Q, C], themselves rows of x; not for causal attention or dropout."""
@@ -70,19 +90,26 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """CLIP's: [..., C] -> [..., 4C] -> QuickGELU -> [..., C]."""
+    """CLIP's, with the norm before it: [..., C] -> [..., 4C] -> QuickGELU -> [..., C]."""
 
     def __init__(self, width: int):
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(ops.quick_gelu(self.fc1(x)))
+    def forward(self, x: Tensor, branch: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+        """The MLP of norm(x + branch), and x + branch."""
+        apart = sums_bias(x)
+        hidden, x = norm.of_sum_through(self.fc1, x, branch, bias=not apart)
+        return quick_gelu_linear(hidden, self.fc1.bias if apart else None, self.fc2.weight, self.fc2.bias), x
 
 
 class Block(nn.Module):
-    """CLIP's pre-LN residual block, [B, L, C] -> [B, L, C]; or [T, C], as `SelfAttention`."""
+    """CLIP's pre-LN residual block over [B, L, C], or [T, C] as `SelfAttention` has it.
+
+    The residual stream is handed on as a sum that nobody has added up yet, (x, branch): the norm that reads it next adds, in its own pass over
+    memory. See `residual_blocks`.
+    """
 
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
@@ -91,15 +118,34 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cu_seqlens, max_seqlen)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x + branch, or x where there is none -> the same after this block, again as (x, branch)."""
+        qkv, x = self.attention_norm.of_sum_through(self.attention.qkv, x, branch)
+        branch, x = self.mlp(x, self.attention.attend(qkv, cu_seqlens, max_seqlen), self.mlp_norm)
+        return x, branch
 
-    def at(self, x: Tensor, rows: list[int]) -> Tensor:
-        """``forward(x)[:, rows]``, computing queries, projection and MLP for those rows alone -> [B, len(rows), C]."""
-        normed = self.attention_norm(x)
-        y = take_rows(x, rows) + self.attention.at(normed, take_rows(normed, rows))
-        return y + self.mlp(self.mlp_norm(y))
+    def at(self, x: Tensor, branch: Tensor | None, rows: list[int]) -> Tensor:
+        """Those ``rows`` of what `forward` gives, added up, computing queries, projection and MLP for them alone -> [B, len(rows), C]."""
+        normed, x = self.attention_norm.of_sum(x, branch)
+        branch, x = self.mlp(take_rows(x, rows), self.attention.at(normed, take_rows(normed, rows)), self.mlp_norm)
+        return x + branch
+
+
+def residual_blocks(
+    blocks: Iterable[Block], x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """x through ``blocks``, one after the other -> (x, branch), their sum being the result; no branch where there is no block."""
+    branch = None
+    for block in blocks:
+        x, branch = block(x, branch, cu_seqlens, max_seqlen)
+    return x, branch
+
+
+def added(x: Tensor, branch: Tensor | None) -> Tensor:
+    """x + branch, or x where there is none."""
+    return x if branch is None else x + branch
 
 
 class PatchEmbed(nn.Module):

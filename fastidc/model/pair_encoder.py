@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastidc.config import ModelConfig
-from fastidc.model.layers import Block, LayerNorm, PatchEmbed, take_rows
+from fastidc.model.layers import Block, LayerNorm, PatchEmbed, added, residual_blocks, take_rows
 
 
 class PairEncoder(nn.Module):
@@ -26,25 +26,17 @@ class PairEncoder(nn.Module):
 
     def intra(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] (uint8, or normalised) -> [N, n+1, C]; an image that several pairs share is encoded once."""
-        x = self.patch_embed(images)
-        for block in self.blocks[: self.intra_layers]:
-            x = block(x)
-        return x
+        return added(*residual_blocks(self.blocks[: self.intra_layers], self.patch_embed(images)))
 
     def inter(self, before: Tensor, after: Tensor) -> Tensor:
         """before, after [B, n+1, C] from `intra` -> [B, 2(n+1), C]; rows 0 and n+1 are the two class tokens."""
-        x = self._join(before, after)
-        for block in self.blocks[self.intra_layers :]:
-            x = block(x)
-        return x
+        return added(*residual_blocks(self.blocks[self.intra_layers :], self._join(before, after)))
 
     def inter_class_tokens(self, before: Tensor, after: Tensor) -> Tensor:
         """Rows 0 and n+1 of `inter` -> [B, 2, C]: the last block computes nothing for the other rows, which only the captioner reads."""
-        x = self._join(before, after)
         blocks, rows = self.blocks[self.intra_layers :], [0, before.shape[1]]
-        for block in blocks[:-1]:
-            x = block(x)
-        return blocks[-1].at(x, rows) if blocks else take_rows(x, rows)
+        x, branch = residual_blocks(blocks[:-1], self._join(before, after))
+        return blocks[-1].at(x, branch, rows) if blocks else take_rows(x, rows)
 
     def _join(self, before: Tensor, after: Tensor) -> Tensor:
         if self.difference:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastidc.config import ModelConfig
-from fastidc.model.layers import Block, LayerNorm, residual_stream
+from fastidc.model.layers import Block, LayerNorm, added, residual_blocks, residual_stream
 from fastidc.packed import PackedText
 
 
@@ -32,7 +32,6 @@ class TextEncoder(nn.Module):
         dtype = self.projection.dtype  # half where the tower's weights are: both tables are fp32 then, and rounded before they are added
         x = residual_stream(F.embedding(ids, self.token_embedding).to(dtype) + position.to(dtype), dtype)  # [T, E] or [B, L, E]
         sequences = (text.cu_seqlens, text.longest) if packed else ()
-        for block in self.blocks:
-            x = block(x, *sequences)
+        x = added(*residual_blocks(self.blocks, x, *sequences))
         end = x[text.ends] if packed else x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
         return self.norm(end) @ self.projection.to(end.dtype)

@@ -3,13 +3,15 @@
 from fastidc.ops._dispatch import check_environment
 from fastidc.ops._faults import raise_faults, take_faults
 from fastidc.ops.attention import cross_attention, self_attention
-from fastidc.ops.bert_adam import bert_adam
+from fastidc.ops.bert_adam import BertAdamGroup, BertAdamStep, bert_adam
 from fastidc.ops.info_nce import info_nce, start_gather
 from fastidc.ops.layer_norm import layer_norm
 from fastidc.ops.linear_cross_entropy import linear_cross_entropy
 from fastidc.ops.quick_gelu import quick_gelu
 
 __all__ = [
+    "BertAdamGroup",
+    "BertAdamStep",
     "bert_adam",
     "check_environment",
     "cross_attention",

@@ -115,13 +115,15 @@ MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it wa
 class StepLog:
     """One JSON line a step. Losses stay on the device until `flush`, so that logging makes no step wait.
 
-    With several processes the losses are their mean and the first process writes; all call `add` and `flush` alike.
+    With several processes the losses are their mean and the first process writes; all call `add` and `flush` alike. The line of a step whose
+    update was left out, because its gradient is not finite, has ``skipped``: how many there were up to it.
     """
 
     def __init__(self, path: Path, world: World = ALONE, *, flush_every: int = 50, keep: int = 0, scalars: Scalars | None = None):
         self._file: TextIO | None = None
         world.on_main(lambda: self._open(path, keep))
         self._skipped = 0  # steps in a row
+        self._left_out = 0  # updates, in this process's time
         self._waiting: list[tuple[dict, Tensor, Tensor]] = []
         self._world, self._flush_every, self._scalars = world, flush_every, scalars
         self.loss = math.nan
@@ -175,6 +177,9 @@ class StepLog:
             finite = math.isfinite(loss) and (math.isfinite(norm) or 0 < self._skipped < MOST_SKIPPED)
             bad = bad or (None if finite else facts["step"])
             row = {**facts, "loss": loss if math.isfinite(loss) else None, "grad_norm": norm if math.isfinite(norm) else None}
+            if not math.isfinite(norm):
+                self._left_out += 1
+                row["skipped"] = self._left_out
             if self._file is not None:
                 self._file.write(json.dumps(row) + "\n")
             if self._scalars is not None and finite:

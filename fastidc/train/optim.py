@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -85,27 +85,37 @@ def schedule(recipe: Recipe, total_steps: float) -> Callable[[int], float]:
 
 
 class BertAdam(torch.optim.Optimizer):
-    """The official optimiser over `parameter_groups`: no bias correction, decay inside the update, per-tensor clip (clip4idc.md 5.1)."""
+    """The official optimiser over `parameter_groups`: no bias correction, decay inside the update, per-tensor clip (clip4idc.md 5.1).
+
+    Where the norm of all gradients is not finite, an update is left out; `skipped` counts those.
+    """
 
     def __init__(self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_norm: float | None):
         super().__init__(groups, {"betas": betas, "eps": eps, "clip_norm": clip_norm})
+        self._step = ops.BertAdamStep()
+
+    @property
+    def skipped(self) -> int:
+        """Waits for the device."""
+        return self._step.skipped
+
+    def step(self, closure=None) -> None:
+        self.update([group["lr"] for group in self.param_groups])
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p].update(first_moment=torch.zeros_like(p), second_moment=torch.zeros_like(p))
-            tensors = [[p, p.grad, self.state[p]["first_moment"], self.state[p]["second_moment"]] for p in params]
-            ops.bert_adam(
-                *([shards.local(x) for x in part] for part in zip(*tensors, strict=True)),
-                group["lr"],
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                max_norm=group["clip_norm"],
-            )
+    def update(self, lrs: Sequence[float] | Tensor, **options) -> Tensor:
+        """One step at the groups' rates ``lrs``; ``options`` and the norm that is returned are those of `fastidc.ops.BertAdamStep`."""
+        return self._step([self._group(group) for group in self.param_groups], lrs, **options)
+
+    def _group(self, group: dict) -> ops.BertAdamGroup:
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(first_moment=torch.zeros_like(p), second_moment=torch.zeros_like(p))
+        states = [self.state[p] for p in params]
+        parts = (params, [p.grad for p in params], [s["first_moment"] for s in states], [s["second_moment"] for s in states])
+        constants = (group["betas"], group["eps"], group["weight_decay"], group["clip_norm"])
+        return ops.BertAdamGroup(*([shards.local(x) for x in part] for part in parts), *constants)
 
 
 def build_optimizers(groups: list[dict], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -154,6 +164,7 @@ class Optimizer:
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self.param_groups = [group for inner in self.inner for group in inner.param_groups]
         self.base_lrs = [group["lr"] for group in self.param_groups]
+        self._rates: Tensor | None = None
 
     @property
     def lrs(self) -> list[float]:
@@ -163,22 +174,50 @@ class Optimizer:
     def step(self) -> Tensor:
         """Updates from the gradients that are there and clears them; returns the global gradient norm before clipping.
 
-        With a loss scaler that finds a gradient that is not finite the update is left out, and the norm says so.
+        With a gradient that is not finite the update is left out, and the norm says so; on CUDA the device alone decides, and nothing waits for
+        it. Muon and AdamW go on there as they are, unless a loss scaler is at work.
         """
-        for inner in self.inner:
-            self.scaler.unscale_(inner)
-        clip = shards.clip_grad_norm if self.sharded else nn.utils.clip_grad_norm_
-        norm = clip(self.parameters, self.recipe.clip_norm)
+        self.set_rates()
+        norm = self.update()
+        self.steps += 1
+        return norm
+
+    def set_rates(self) -> None:
+        """Gives every group the rate of the next step; on CUDA BertAdam reads it from the device, where a captured `update` finds it too."""
         for group, lr in zip(self.param_groups, self.lrs, strict=True):
             group["lr"] = lr
-        # One decision for all optimisers: the clip has spread what is not finite to every gradient. Only a scaled loss makes the host wait.
-        skip = self.scaler.is_enabled() and not bool(norm.isfinite())
+        device = self.parameters[0].device
+        # fp16 parameters are multiplied by numbers: a rate on the device would be rounded to fp16 before
+        single = all(p.dtype == torch.float32 for p in self.parameters)
+        if device.type == "cuda" and single and isinstance(self.inner[0], BertAdam):
+            rates = torch.tensor(self.lrs, dtype=torch.float32, pin_memory=True)
+            self._rates = rates.to(device, non_blocking=True) if self._rates is None else self._rates.copy_(rates, non_blocking=True)
+
+    def update(self) -> Tensor:
+        """`step` at the rates that are set, without counting it."""
+        for inner in self.inner:
+            self.scaler.unscale_(inner)
+        norm = self._bert_adam(self.inner[0]) if isinstance(self.inner[0], BertAdam) else self._several()
+        for inner in self.inner:
+            inner.zero_grad(set_to_none=True)
+        self.scaler.update()
+        return norm
+
+    def _bert_adam(self, inner: BertAdam) -> Tensor:
+        """Clip, update and clamp as one operation. A loss scaler has noted what it found and needs no more: the norm decides."""
+        lrs = [group["lr"] for group in self.param_groups] if self._rates is None else self._rates
+        norm = shards.clip_grad_norm(self.parameters, self.recipe.clip_norm) if self.sharded else None
+        ceiling = (self.model.logit_scale, MAX_LOGIT_SCALE)
+        return inner.update(lrs, clip_norm=self.recipe.clip_norm, norm=norm, ceiling=ceiling)
+
+    def _several(self) -> Tensor:
+        clip = shards.clip_grad_norm if self.sharded else nn.utils.clip_grad_norm_
+        norm = clip(self.parameters, self.recipe.clip_norm)
+        # One decision for all optimisers: the clip has spread what is not finite to every gradient. A GPU waits for it with a scaled loss only.
+        skip = (self.scaler.is_enabled() or norm.device.type == "cpu") and not bool(norm.isfinite())
         for inner in self.inner:
             if not skip:
                 self.scaler.step(inner)
-            inner.zero_grad(set_to_none=True)
-        self.scaler.update()
-        self.steps += 1
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         return norm

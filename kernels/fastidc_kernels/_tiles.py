@@ -228,3 +228,59 @@ def linear_cross_entropy_steps(programs: int, vocabulary: int, tile: LinearCross
     least = max(1, min(32, -(-2 * processors // programs)))
     rounds = {parts: -(-programs * parts // processors) / parts for parts in range(least, min(2 * least, 32) + 1)}
     return -(-tiles // min(rounds, key=rounds.__getitem__))
+
+
+# ---- LayerNorm and QuickGELU
+
+
+@dataclass(frozen=True)
+class RowsTile:
+    """``rows`` rows of ``columns`` numbers at a time; ``programs`` to a multiprocessor where a fixed number of them share out all rows."""
+
+    rows: int
+    columns: int
+    warps: int = 4
+    stages: int = 1
+    programs: int = 0
+
+
+SUM_OF_PARTS = RowsTile(64, 32)
+
+
+def layer_norm(width: int, backward: bool) -> RowsTile:
+    """Whole rows of ``width`` numbers: forward 32 numbers a thread, backward 16, where there are two or three tensors to read and sums to keep, so
+    that all programs are on the chip at once, with more bytes under way than its memory's latency asks for (26 KB a multiprocessor)."""
+    columns = power_of_two(width)
+    return RowsTile(max(1, min(32, (2048 if backward else 4096) // columns)), columns, programs=4)
+
+
+def quick_gelu(width: int, backward: bool) -> RowsTile:
+    """Strips of at most 1024 columns, as `layer_norm` otherwise."""
+    tile = layer_norm(min(width, 1024), backward)
+    return RowsTile(tile.rows, tile.columns, programs=8)
+
+
+def row_programs(rows: int, tile: RowsTile, across: int, processors: int) -> int:
+    """Programs that share out ``rows`` in the backward pass, where tiles lie ``across`` side by side: no more than all multiprocessors hold at once,
+    nor than there are blocks of rows. Each leaves one part of a sum over rows."""
+    return min(-(-rows // tile.rows), max(1, tile.programs * processors // across))
+
+
+# ---- BertAdam
+
+
+@dataclass(frozen=True)
+class BertAdamTile:
+    """``chunk`` elements a program, ``block`` at a time in the update and ``norm_block`` where squares are summed."""
+
+    chunk: int
+    block: int
+    norm_block: int
+    warps: int
+
+
+def bert_adam(arch: int) -> BertAdamTile:
+    """A chunk is long enough to make up for looking up where it is, and leaves 146 million parameters 16 or more programs to each place of a
+    large GPU. In a block a thread has four 128-bit loads of every operand under way while summing squares, and two in the update, whose four
+    operands share the registers."""
+    return BertAdamTile(chunk=8192, block=1024, norm_block=2048, warps=4)

@@ -135,6 +135,6 @@ def test_a_compiled_run_is_the_uncompiled_one_and_its_graphs_are_kept(clevr, tmp
 
     eager, compiled, again = run("eager", "off"), run("compiled", "on"), run("again", "on")
     assert compiled[0] == pytest.approx(eager[0], rel=1e-4)
-    assert again[0] == compiled[0]
+    assert again[0] == pytest.approx(compiled[0], rel=1e-5)
     assert compiled[1] > 0
     assert again[1] == 0
