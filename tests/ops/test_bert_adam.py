@@ -6,7 +6,7 @@ import compare
 import pytest
 import torch
 from attention_cases import DEVICE, WHERE
-from bert_adam_cases import BACKENDS, Optimiser, agree, assert_same, gradients, noise
+from bert_adam_cases import BACKENDS, CONSTANTS, Optimiser, agree, assert_same, gradients, noise
 from torch import Tensor
 
 from fastidc import ops
