@@ -21,7 +21,7 @@ def run(*command):
     return subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+@pytest.mark.parametrize("arch", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
 def test_every_kernel_passes(arch, tmp_path):
     done = run("-m", "bench.aot", "--arch", arch, "--json", tmp_path / "rows.json")
     assert done.returncode == 0, done.stderr

@@ -150,8 +150,9 @@ def test_every_way_to_cut(rows, words):
     compare.assert_close(alone, want[3], 1e-12)
 
 
+@pytest.mark.slow  # the gate of all kernels compiles them in `make test`
 @INTERPRETED
-@pytest.mark.parametrize("arch", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
 def test_machine_code(arch, tmp_path):
     """Without a GPU: no spills, shared memory that a program may have, tensor cores and wide loads in every kernel at the paper's width."""
     code = "import sys; from bench import aot; from bench.kernels import COMPILATIONS as all; "

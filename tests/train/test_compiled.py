@@ -72,13 +72,21 @@ def test_the_same_numbers_and_one_graph_a_bucket():
     assert not counters["graph_break"]
 
 
-def test_more_sizes_than_torch_allows_by_itself():
+def test_more_sizes_than_are_allowed():
+    """More of them than torch allows by itself; past the limit, a sentence."""
     model, tokens = small(0.0)
     compile_captioner(model, backend="eager")
-    for pairs in range(1, 11):
+    assert torch._dynamo.config.recompile_limit >= 64
+
+    def run(pairs: int) -> None:
         ids = torch.ones(pairs, 1, 1, 5, dtype=torch.long)
         model.token_losses(tokens[:1, :1].expand(pairs, -1, -1, -1), ids, ids)
-    assert counters["stats"]["unique_graphs"] == 10
+
+    sentence = r"torch.compile cannot compile the captioner .*; train with --compile off"
+    with torch._dynamo.config.patch(recompile_limit=1):
+        run(1)
+        with pytest.raises(FastidcError, match=sentence), refusals_as_sentences():
+            run(2)
 
 
 def test_dropout_is_inside():

@@ -85,7 +85,7 @@ def test_only_a_chunk_has_activations(monkeypatch):
     assert max(seen) >= 4 * chunked
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_many_processes_are_one(alone, size, tmp_path):
     """ "full": loss and every gradient of one process with the whole batch. "local": towers' gradients divided by the number of processes,
     the temperature's not (clip4idc.md 4). By both backends, in chunks, and with parameters shared out."""
