@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fastidc.ops import _info_nce_triton
 from fastidc.ops._info_nce_faults import faults_of, note_faults
+from fastidc.ops._triton import readable
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Kernels:
 
     @staticmethod
     def scores(rows, columns, logit_scale, offset, faults):
-        kernels, readable = _info_nce_triton.kernels(), _info_nce_triton.readable
+        kernels = _info_nce_triton.kernels()
         unit, norms = kernels.info_nce_unit(readable(rows), readable(columns), faults)
         row, column, diagonal = kernels.info_nce_fwd(unit, norms, logit_scale, len(rows), offset)
         row, column = kernels.info_nce_combine(row, column)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
 from fastidc.ops._info_nce_faults import faults_of
-from fastidc.ops._triton import refusals
+from fastidc.ops._triton import readable, refusals
 from fastidc_kernels import _tiles
 
 
@@ -33,11 +33,6 @@ def kernels():
     from fastidc_kernels import info_nce
 
     return info_nce
-
-
-def readable(x: Tensor) -> Tensor:
-    """x with its numbers of a row side by side, as the kernels read them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _statistic(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
-from fastidc.ops._triton import refusals
+from fastidc.ops._triton import readable, refusals
 from fastidc_kernels import _tiles
 
 
@@ -64,11 +64,6 @@ def _kernels():
     return kernels
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x with its numbers of a row side by side, as the kernels read them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("fastidc::linear_cross_entropy_fwd", mutates_args=())
 def linear_cross_entropy_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ignore_index: int, wanted: bool
@@ -77,7 +72,7 @@ def linear_cross_entropy_fwd(
     words [N] and count [1]."""
     kernels, weight, bias = _kernels(), weight.contiguous(), bias.contiguous()
     faults = _faults_of(x.device)
-    packed, order, words, count = kernels.linear_cross_entropy_pack(_readable(x), targets.contiguous(), len(weight), ignore_index, faults)
+    packed, order, words, count = kernels.linear_cross_entropy_pack(readable(x), targets.contiguous(), len(weight), ignore_index, faults)
     parts = kernels.linear_cross_entropy_fwd(packed, weight, bias, count, wanted)
     loss, lse, gradient = kernels.linear_cross_entropy_loss(*parts, packed, weight, bias, order, words, count)
     return loss, x.new_empty(0) if gradient is None else gradient, packed, lse, words, count

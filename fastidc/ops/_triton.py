@@ -1,4 +1,4 @@
-"""What every Triton backend refuses alike."""
+"""What every Triton backend refuses alike, and how it wants its rows."""
 
 import torch
 
@@ -29,3 +29,8 @@ def refusals(spec: Spec) -> list[str]:
     if spec.dtype == torch.bfloat16 and interpreted:
         out.append("Triton's interpreter multiplies bf16 matrices wrongly; take fp16 or fp32.")
     return out
+
+
+def readable(x: torch.Tensor) -> torch.Tensor:
+    """x with its numbers of a row side by side, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
