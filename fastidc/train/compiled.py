@@ -59,9 +59,12 @@ def bucket(length: int, longest: int) -> int:
 def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
     """Has encoder, decoder and head of ``model``'s captioner compiled, one graph for each of `bucket`'s lengths, each when it first comes up;
     FastidcError comes up there too where the compiler fails. Pads follow the end token, so no row with a target sees one."""
-    # one user's graphs for all of his runs; torch's own default is a temporary folder, which ends with the machine's next start
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastidc" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # one user's graphs for all of his runs; torch's own default, which it writes there when it is first asked, is a temporary folder
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastidc" / "inductor"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     dynamo = torch._dynamo.config  # a graph a bucket for each size of batch, and the limit of torch is eight
     dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     model.captioner.compile(fullgraph=True, dynamic=False, backend=backend)
