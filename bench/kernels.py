@@ -1,6 +1,6 @@
 """Every Triton kernel that the ahead-of-time gate compiles, at which shapes, and what its machine code has to contain.
 
-A kernel's own issue adds its entries: the paper's shapes first, then every tile of its table under ``paper=False``.
+Whoever writes a kernel adds its entries: the paper's shapes first, then every tile of its table under ``paper=False``.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The kernels of `fastidc_kernels.info_nce` as registered ops, for one process."""
+"""The kernels of `fastidc_kernels.info_nce` as registered ops, for one process; `_info_nce_group` calls the same launchers for many."""
 
 import functools
 
@@ -9,6 +9,7 @@ from fastidc.ops._dispatch import Spec
 from fastidc.ops._info_nce_faults import faults_of
 from fastidc.ops._triton import readable, refusals
 from fastidc_kernels import _tiles
+from fastidc_kernels._launch import statistic
 
 
 def unsupported(spec: Spec) -> list[str]:
@@ -35,10 +36,6 @@ def kernels():
     return info_nce
 
 
-def _statistic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.custom_op("fastidc::info_nce_fwd", mutates_args=())
 def info_nce_fwd(text: Tensor, pair: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """text, pair [B, E], logit_scale [] -> loss [] and what the backward pass reads: unit [2B, W], norms [2, 2B], softmax [2, 2B], miss [B]."""
@@ -51,7 +48,7 @@ def info_nce_fwd(text: Tensor, pair: Tensor, logit_scale: Tensor) -> tuple[Tenso
 
 @info_nce_fwd.register_fake
 def _(text, pair, logit_scale):
-    rows, dtype = text.shape[0], _statistic(text.dtype)
+    rows, dtype = text.shape[0], statistic(text.dtype)
     unit = text.new_empty(2 * rows, sum(_tiles.halves(text.shape[1])))
     loss, norms, softmax, miss = (text.new_empty(shape, dtype=dtype) for shape in ((), (2, 2 * rows), (2, 2 * rows), (rows,)))
     return loss, unit, norms, softmax, miss

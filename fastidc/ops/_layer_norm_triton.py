@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fastidc.ops._dispatch import Spec
 from fastidc.ops._triton import refusals
 from fastidc_kernels import _tiles
+from fastidc_kernels._launch import statistic
 
 
 def unsupported(spec: Spec) -> list[str]:
@@ -66,7 +67,7 @@ def layer_norm_fwd(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
 
 @layer_norm_fwd.register_fake
 def _(x, residual, weight, bias, eps):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = statistic(x.dtype)
     rows = x.shape[:-1].numel()
     statistics = (x.new_empty(rows, dtype=wide) for _ in range(2))
     return x.new_empty(x.shape), x.new_empty((0,) if residual is None else x.shape), *statistics

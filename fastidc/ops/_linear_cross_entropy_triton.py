@@ -8,6 +8,7 @@ from torch import Tensor
 from fastidc.ops._dispatch import Spec
 from fastidc.ops._triton import readable, refusals
 from fastidc_kernels import _tiles
+from fastidc_kernels._launch import statistic
 
 
 def unsupported(spec: Spec) -> list[str]:
@@ -81,7 +82,7 @@ def linear_cross_entropy_fwd(
 @linear_cross_entropy_fwd.register_fake
 def _(x, weight, bias, targets, ignore_index, wanted):
     pieces, piece = _tiles.linear_cross_entropy_pieces(x.shape[1])
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = statistic(x.dtype)
     loss, lse = x.new_empty((), dtype=wide), x.new_empty(x.shape[:1], dtype=wide)
     words, count = x.new_empty(x.shape[:1], dtype=torch.int32), x.new_empty(1, dtype=torch.int32)
     return loss, x.new_empty(x.shape if wanted else (0,)), x.new_empty(x.shape[0], pieces * piece), lse, words, count

@@ -39,22 +39,20 @@ def info_nce(
     """
     if gather_grad not in ("full", "local"):
         raise ValueError(f'gather_grad must be "full" or "local", got {gather_grad!r}.')
-    if not isinstance(pair, Gathering):
-        _check(text, pair, logit_scale)  # before anything is sent
-        pair = pair if group is None else start_gather(pair, group)
-    elif group is not None and group is not pair.group:
+    if isinstance(pair, Gathering) and group not in (None, pair.group):
         raise ValueError("pair was gathered over another group than the one given.")
     own = pair.own if isinstance(pair, Gathering) else pair
     _check(text, own, logit_scale)
     grad = torch.is_grad_enabled() and (text.requires_grad or own.requires_grad or logit_scale.requires_grad)
     spec = Spec("info_nce", text.device.type, text.dtype, grad, arch_of(text.device), head_dim=text.shape[1])
-    if not isinstance(pair, Gathering):
+    if own is pair and group is None:
         return op(spec, backend)(text, pair, logit_scale)
     name = op.serving(spec, backend)
     if name not in BLOCKS:
         raise ValueError(f"backend {name!r} of info_nce is for one process; over a group choose one of auto, {', '.join(BLOCKS)}.")
+    gathering = start_gather(pair, group) if own is pair else pair
     with _no_autocast(text.device):
-        return shared_info_nce(text, pair, logit_scale, gather_grad, BLOCKS[name])
+        return shared_info_nce(text, gathering, logit_scale, gather_grad, BLOCKS[name])
 
 
 def _check(text: Tensor, pair: Tensor, logit_scale: Tensor) -> None:

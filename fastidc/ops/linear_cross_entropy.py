@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fastidc.ops import _linear_cross_entropy_triton as triton_backend
 from fastidc.ops._dispatch import Backend, Op, Spec, arch_of
 from fastidc.reference import linear_cross_entropy as reference
+from fastidc_kernels._launch import statistic
 
 CHUNK = 2**26  # bytes of a chunk's logits in the torch backend, which holds two such tensors at a time
 
@@ -63,11 +64,6 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ignore_inde
     return linear_cross_entropy_chunked(x, weight, bias, targets, ignore_index, *wanted)[0]
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of statistics and of sums over chunks."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.custom_op("fastidc::linear_cross_entropy_chunked", mutates_args=())
 def linear_cross_entropy_chunked(
     x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ignore_index: int, of_x: bool, of_weight: bool, of_bias: bool
@@ -79,7 +75,7 @@ def linear_cross_entropy_chunked(
 
 
 def _in_chunks(x, weight, bias, targets, ignore_index, of_x, of_weight, of_bias):
-    wide, keep, rows = _wide(x.dtype), targets != ignore_index, len(x)
+    wide, keep, rows = statistic(x.dtype), targets != ignore_index, len(x)
     count, kept = keep.sum().clamp(min=1), None
     if x.device.type == "cpu":  # rows without a target cost nothing; on CUDA the selection would wait for the device
         if not bool(keep.all()):
@@ -134,7 +130,7 @@ def _check_targets(targets: Tensor, words: int, ignore_index: int) -> None:
 
 @linear_cross_entropy_chunked.register_fake
 def _(x, weight, bias, targets, ignore_index, of_x, of_weight, of_bias):
-    wide = _wide(x.dtype)
+    wide = statistic(x.dtype)
     words_grad = x.new_empty(weight.shape if of_weight else (0,), dtype=wide)
     bias_grad = x.new_empty(bias.shape if of_bias else (0,), dtype=wide)
     count = targets.new_empty((), dtype=torch.int64)

@@ -29,7 +29,8 @@ def policy(choice: Choice, stage: str, device: str, fsdp: bool) -> Policy:
     """What ``--compile`` means for a run; FastidcError where "on" cannot be.
 
     "auto" compiles captioning on CUDA, where a small batch's step waits for launches and a large one's for memory: compiled, the element-wise
-    work between two products is one kernel. Not measured on a GPU yet. On a CPU neither is so: `python -m bench train_step` has the rows.
+    work between two products is one kernel. Not measured on a GPU yet. On a CPU a step waits for neither, and the compiler takes minutes first;
+    that was not measured against the steps of a long run.
     """
     if choice not in ("auto", "on", "off"):
         raise FastidcError(f"unknown --compile {choice!r}; choose one of auto, on, off.")
@@ -44,7 +45,7 @@ def policy(choice: Choice, stage: str, device: str, fsdp: bool) -> Policy:
             )
         return Policy(False, "--fsdp gathers parameters between the layers, which breaks the graph")
     if choice == "auto" and device != "cuda":
-        return Policy(False, f"on {device} it gains less than it takes to compile")
+        return Policy(False, f"on {device} there are no launches to save, and the compiler takes minutes")
     return Policy(True, "as asked for" if choice == "on" else "a step has a fraction of the launches")
 
 
@@ -63,8 +64,8 @@ def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
 
     # one user's graphs for all of his runs; torch's own default, which it writes there when it is first asked, is a temporary folder
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastidc" / "inductor"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastidc" / "inductor"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)
     dynamo = torch._dynamo.config  # a graph a bucket for each size of batch, and the limit of torch is eight
     dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     model.captioner.compile(fullgraph=True, dynamic=False, backend=backend)

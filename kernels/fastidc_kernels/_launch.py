@@ -1,4 +1,4 @@
-"""What every Triton launcher does the same."""
+"""What Triton launchers do the same."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -21,3 +21,8 @@ def on(device: torch.device) -> AbstractContextManager:
 def options(tile) -> dict:
     """How to compile ``tile``, one of `_tiles`. Fused multiply-adds are asked for, because Triton's default for them changes between versions."""
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def statistic(dtype: torch.dtype) -> torch.dtype:
+    """In what sums over numbers of ``dtype`` are kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

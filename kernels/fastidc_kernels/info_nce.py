@@ -36,7 +36,7 @@ def info_nce_unit(rows: Tensor, columns: Tensor, faults: Tensor) -> tuple[Tensor
     2^31 - 1 - i, i the first of them."""
     count, width = len(rows) + len(columns), rows.shape[1]
     padded = sum(_tiles.halves(width))
-    unit, norms = rows.new_empty(count, padded), rows.new_empty(2, count, dtype=_wide(rows.dtype))
+    unit, norms = rows.new_empty(count, padded), rows.new_empty(2, count, dtype=_launch.statistic(rows.dtype))
     size = _tiles.power_of_two(padded)
     each = max(1, 4096 // size)
     grid = (-(-len(rows) // each) + -(-len(columns) // each),)
@@ -127,11 +127,6 @@ def _sum(terms: Tensor, factor: Tensor | None, out: Tensor, total: int) -> Tenso
     with _launch.on(terms.device):
         kernels.info_nce_sum_kernel[(1,)](terms, factor, out, len(terms), total, BLOCK=2048, FP64=terms.dtype == torch.float64, num_warps=8)
     return out
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of statistics."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _facts(unit: Tensor) -> tuple[int, int, int]:

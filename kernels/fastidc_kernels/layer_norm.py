@@ -21,7 +21,7 @@ def layer_norm_fwd(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
     dtype; mean and rstd [R]."""
     rows, width = x.shape
     y, s = x.new_empty(rows, width), x.new_empty((rows, width) if residual is not None else (0,))
-    mean, rstd = (x.new_empty(rows, dtype=_wide(x.dtype)) for _ in range(2))
+    mean, rstd = (x.new_empty(rows, dtype=_launch.statistic(x.dtype)) for _ in range(2))
     if not rows:
         return y, s, mean, rstd
     tile = _tiles.layer_norm(width, backward=False)
@@ -75,8 +75,3 @@ def sum_of_parts(parts: Tensor, first: Tensor, second: Tensor | None = None) -> 
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU. The interpreter has one, so that its programs walk several blocks too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of statistics."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

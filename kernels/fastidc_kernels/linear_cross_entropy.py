@@ -61,7 +61,7 @@ def linear_cross_entropy_fwd(
     programs = -(-rows // tile.rows) * slices
     steps = _tiles.linear_cross_entropy_steps(programs, vocabulary, tile, _processors(packed.device))
     parts = -(-vocabulary // (steps * tile.words))
-    statistic = packed.new_empty(parts, slices, 2, rows, dtype=_wide(packed.dtype))
+    statistic = packed.new_empty(parts, slices, 2, rows, dtype=_launch.statistic(packed.dtype))
     mixture = statistic.new_empty(parts, rows, width) if wanted else None
     with _launch.on(packed.device):
         kernels.linear_cross_entropy_fwd_kernel[(programs * parts,)](
@@ -144,11 +144,6 @@ def linear_cross_entropy_bwd(
 
 def _cut(tile: _tiles.LinearCrossEntropyTile) -> dict[str, int]:
     return {"BLOCK_R": tile.rows, "BLOCK_V": tile.words}
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of statistics."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _facts(packed: Tensor, width: int) -> tuple[int, int, int]:

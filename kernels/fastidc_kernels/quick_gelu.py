@@ -36,7 +36,7 @@ def quick_gelu_bwd(grad: Tensor, x: Tensor, bias: Tensor | None, of_bias: bool, 
     programs = _tiles.row_programs(rows, tile, across, processors(x.device))
     dx, out = x.new_empty(rows, width), x.new_empty((rows, width) if again else (0,))
     dbias = (x if bias is None else bias).new_empty(width if of_bias else 0)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = _launch.statistic(x.dtype)
     parts = x.new_empty((programs, 1, width) if of_bias else (0,), dtype=wide)
     if rows:
         tensors = (grad, x, bias, dx, out if again else None, parts if of_bias else None)
