@@ -47,11 +47,12 @@ ALLOWED = {
         "fastidc.errors",
         "fastidc.files",
         "fastidc.checkpoint",
+        "fastidc.packed",
         "fastidc.tokenizer",
     },
     "fastidc.convert": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.model"},
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
-    "fastidc.doctor": {"fastidc", "fastidc.errors", "fastidc.ops", "fastidc.train"},
+    "fastidc.doctor": {"fastidc", "fastidc.config", "fastidc.errors", "fastidc.ops", "fastidc.train"},
     "fastidc.cli": {
         "fastidc.config",
         "fastidc.convert",

@@ -15,7 +15,8 @@ from fastidc.data.images import ImageStore, check_file
 from fastidc.data.random import generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
-from fastidc.packed import PackedText
+from fastidc.packed import PackedCaptions, PackedText
+from fastidc.packed import moved as moved_tensors
 from fastidc.tokenizer import Tokenizer, left_right_swapped
 
 
@@ -28,6 +29,7 @@ class PairBatch:
     text: PackedText | None = None  # adaptation: B captions, of (before, after)
     input_ids: Tensor | None = None  # int64 [B, P, R, T], captioning: start + words of R captions a pair
     target_ids: Tensor | None = None  # int64 [B, P, R, T]: words + end, padded with 0
+    captions: PackedCaptions | None = None  # the same two without padding, where they are packed: see `packed`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,12 +42,21 @@ class PairBatch:
             text = None if self.text is None else self.text[rows]
             yield PairBatch(self.images[rows], self.ids[rows], text=text, **parts)
 
-    def to(self, device: torch.device) -> "PairBatch":
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+    def packed(self) -> "PairBatch":
+        """With packed captions in the place of padded ones, where it has any. For the host."""
+        if self.input_ids is None:
+            return self
+        return replace(self, captions=PackedCaptions.of(self.input_ids, self.target_ids), input_ids=None, target_ids=None)
 
-        moved = {name: move(getattr(self, name)) for name in ("images", "input_ids", "target_ids")}
-        return replace(self, text=None if self.text is None else self.text.to(device), **moved)
+    def target_counts(self) -> Tensor:
+        """How many words of each kind of pair there are to learn, int64 [P]."""
+        if self.captions is None:
+            return (self.target_ids != PAD_ID).sum(dim=(0, 2, 3))
+        return torch.stack([(targets != PAD_ID).sum() for targets in self.captions.targets.split(self.captions.kinds)])
+
+    def to(self, device: torch.device) -> "PairBatch":
+        moved = moved_tensors(self, device)
+        return replace(moved, **{name: part.to(device) for name in ("text", "captions") if (part := getattr(self, name)) is not None})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastidc.config import ModelConfig
-from fastidc.model.layers import CrossAttention, LayerNorm, SelfAttention, residual_stream
+from fastidc.model.layers import CrossAttention, Dropout, LayerNorm, Linear, SelfAttention, residual_stream
+from fastidc.ops.gelu import gelu_linear
+from fastidc.packed import PackedCaptions
 
 _EPS = 1e-12
 
@@ -15,13 +17,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
         self.norm = LayerNorm(width, _EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm.of_sum(x, self.dropout(self.fc2(F.gelu(self.fc1(x)))))[0]
+    def forward(self, x: Tensor, branch: Tensor | None = None, norm: LayerNorm | None = None) -> Tensor:
+        """Of x, or of norm(x + branch), which then is not kept."""
+        hidden, x = (self.fc1(x), x) if norm is None else norm.through(self.fc1, x, branch)
+        return self.norm.of_sum(x, self.dropout(gelu_linear(hidden, self.fc2.weight, self.fc2.bias, fp8_rows=self.fc2.fp8)))[0]
 
 
 class EncoderLayer(nn.Module):
@@ -29,17 +33,17 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.attention = SelfAttention(width, heads, dropout=dropout)
+        self.attention = SelfAttention(width, heads, dropout=dropout, keeps_result=False)
         self.attention_norm = LayerNorm(width, _EPS)
         self.feed_forward = FeedForward(width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward(self.attention_norm.of_sum(x, self.dropout(self.attention(x)))[0])
+        return self.feed_forward(x, self.dropout(self.attention(x)), self.attention_norm)
 
 
 class DecoderLayer(nn.Module):
-    """x [B*R, T, E], R captions a pair, reads memory [B, M, E] -> [B*R, T, E]"""
+    """x [B*R, T, E], R captions a pair, reads memory [B, M, E] -> [B*R, T, E]. Or x [N, E], all words of packed captions -> [N, E]."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -48,14 +52,22 @@ class DecoderLayer(nn.Module):
         self.cross = CrossAttention(width, heads, dropout=dropout)
         self.cross_norm = LayerNorm(width, _EPS)
         self.feed_forward = FeedForward(width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        x = self.attention_norm.of_sum(x, self.dropout(self.attention(x)))[0]
-        # no query sees another here, so all captions of a pair ask its memory together and its keys and values are computed once
-        asked = self.cross(x.reshape(len(memory), -1, x.shape[-1]), memory).view_as(x)
-        x = self.cross_norm.of_sum(x, self.dropout(asked))[0]
+    def forward(self, x: Tensor, memory: Tensor, captions: PackedCaptions | None = None) -> Tensor:
+        sequences = () if captions is None else (captions.text.cu_seqlens, captions.text.longest)
+        x = self.attention_norm.of_sum(x, self.dropout(self.attention(x, *sequences)))[0]
+        x = self.cross_norm.of_sum(x, self.dropout(self._ask(x, memory, captions)))[0]
         return self.feed_forward(x)
+
+    def _ask(self, x: Tensor, memory: Tensor, captions: PackedCaptions | None) -> Tensor:
+        """Cross attention. No query sees another here, so all captions of a pair ask its memory together and its keys and values are
+        computed once; packed ones have their queries laid out for it, and the answers taken back before the projection."""
+        cross = self.cross
+        if captions is None:
+            return cross(x.reshape(len(memory), -1, x.shape[-1]), memory).view_as(x)
+        q = cross.q(x).index_select(0, captions.rows).view(len(memory), -1, x.shape[-1])
+        return cross.out(cross.attend(q, memory).flatten(0, 1).index_select(0, captions.cells))
 
     def keys_and_values(self, encoded: Tensor) -> Tensor:
         """What `step` reads of a pair: encoded [B, M, E] -> [2, B, H, M, D]. Head by head, because a single query is bound by reading them:
@@ -91,10 +103,10 @@ class Captioner(nn.Module):
         super().__init__()
         width, heads, dropout = config.embed_dim, config.text_heads, config.dropout
         self.embed_norm = LayerNorm(width, _EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads, dropout) for _ in range(config.captioner_layers))
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, dropout) for _ in range(config.captioner_layers))
-        self.head = nn.Linear(width, width)
+        self.head = Linear(width, width)
         self.head_norm = LayerNorm(width, _EPS)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
         for module in self.modules():
@@ -102,8 +114,9 @@ class Captioner(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 * (512 / width) ** 0.5)  # the official 0.02 at the official width
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, ids: Tensor, words: Tensor, positions: Tensor) -> Tensor:
-        """What training runs: tokens [B, M, E] of pairs, ids [B*R, T] int of R captions each -> [B*R, T, E]; see `encode` and `decode`."""
+    def forward(self, tokens: Tensor, ids: Tensor | PackedCaptions, words: Tensor, positions: Tensor) -> Tensor:
+        """What training runs: tokens [B, M, E] of pairs, ids [B*R, T] int of R captions each -> [B*R, T, E]; or packed captions, of which no row
+        is padding -> [N, E]. See `encode` and `decode`."""
         return self.decode(ids, self.encode(tokens), words, positions)
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
@@ -114,17 +127,22 @@ class Captioner(nn.Module):
         return memory[1:]
 
     def embed(self, ids: Tensor, words: Tensor, positions: Tensor) -> Tensor:
-        """ids [B, T] int, words [V, E], positions [T, E] -> [B, T, E]"""
+        """ids [..., T] int, words [V, E], positions [T, E] -> [..., T, E]"""
         return self.dropout(self.embed_norm(residual_stream(F.embedding(ids.long(), words) + positions, self.head.weight.dtype)))
 
-    def decode(self, ids: Tensor, memory: list[Tensor], words: Tensor, positions: Tensor) -> Tensor:
-        """ids [B*R, T] int, R captions of each of the B pairs in memory -> [B*R, T, E], ready for the product with the word table.
+    def decode(self, ids: Tensor | PackedCaptions, memory: list[Tensor], words: Tensor, positions: Tensor) -> Tensor:
+        """ids [B*R, T] int, R captions of each of the B pairs in memory -> [B*R, T, E], ready for the product with the word table; or packed
+        captions -> [N, E].
 
         Pad tokens come last in a caption, so the causal mask alone keeps them from every row that has a target.
         """
-        x = self.embed(ids, words, positions[: ids.shape[1]])
+        if isinstance(ids, PackedCaptions):
+            captions, text = ids, ids.text
+            x = self.embed(text.ids, words, F.embedding(text.positions, positions))
+        else:
+            captions, x = None, self.embed(ids, words, positions[: ids.shape[1]])
         for layer, encoded in zip(self.decoder, memory, strict=True):
-            x = layer(x, encoded)
+            x = layer(x, encoded, captions)
         return self.transform(x)
 
     def transform(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """CLIP4IDC: the only place where the towers, the captioner and the losses meet."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fastidc.errors import FastidcError
 from fastidc.model.captioner import Captioner
 from fastidc.model.pair_encoder import PairEncoder
 from fastidc.model.text_encoder import TextEncoder
-from fastidc.packed import PackedText
+from fastidc.packed import PackedCaptions, PackedText
 
 
 class CLIP4IDC(nn.Module):
@@ -30,7 +31,10 @@ class CLIP4IDC(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07), as CLIP starts
         self.captioner = Captioner(config) if config.captioner_layers else None
         self.caption_bucket: Callable[[int, int], int] | None = None
-        """Where the captioner is compiled: (a batch's length, positions) -> the length it is padded to (`fastidc.train.compiled`)."""
+        """Where the captioner is compiled: (a batch's length, positions) -> the length that padded captions are filled up to
+        (`fastidc.train.compiled`)."""
+        self.shadows: Any = None
+        """Where weights are kept in half precision too: what stands in for them while `forward` runs (`fastidc.train.shadows.Shadows`)."""
 
     @classmethod
     def from_pretrained(
@@ -72,8 +76,13 @@ class CLIP4IDC(nn.Module):
 
         Every image of the batch passes intra once and every pair inter once, whatever the number of objectives that read them.
         """
-        encoded = self.encode_batch(batch.images, with_tokens=any(objective.reads_tokens for objective in objectives))
-        return {objective.name: objective.loss(self, batch, encoded) for objective in objectives}
+        with nullcontext() if self.shadows is None else self.shadows.standing_in():
+            encoded = self.encode_batch(batch.images, with_tokens=any(objective.reads_tokens for objective in objectives))
+            return {objective.name: objective.loss(self, batch, encoded) for objective in objectives}
+
+    def _factor(self, p: Tensor) -> Tensor:
+        """p as a product reads it that is no module's own: its shadow where `forward` has them."""
+        return p if self.shadows is None else self.shadows.stand_in(p)
 
     def encode_batch(self, images: Tensor, with_tokens: bool = True) -> tuple[Tensor, Tensor]:
         """images [B, K, H, W, 3] uint8, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k).
@@ -116,7 +125,20 @@ class CLIP4IDC(nn.Module):
         x = self._decode(tokens.flatten(0, 1), input_ids.flatten(0, 2)).unflatten(0, input_ids.shape[:3])
         words, bias = self.text_encoder.token_embedding, self._captioner.head_bias
         kinds = zip(x.unbind(1), target_ids.unbind(1), strict=True)
-        return torch.stack([ops.linear_cross_entropy(rows.flatten(0, 2), words, bias, targets.flatten()) for rows, targets in kinds])
+        return torch.stack(
+            [ops.linear_cross_entropy(rows.flatten(0, 2), self._factor(words), bias, targets.flatten()) for rows, targets in kinds]
+        )
+
+    def packed_token_losses(self, tokens: Tensor, captions: PackedCaptions) -> Tensor:
+        """`token_losses` without a row of padding: tokens [B, P, M, E] -> [P]."""
+        text = self.text_encoder
+        self._check_length(captions.text.longest)
+        if self.caption_bucket is not None:
+            captions.mark_dynamic()
+        x = self._captioner(tokens.flatten(0, 1), captions, text.token_embedding, text.position)
+        kinds = zip(x.split(captions.kinds), captions.targets.split(captions.kinds), strict=True)
+        words, bias = text.token_embedding, self._captioner.head_bias
+        return torch.stack([ops.linear_cross_entropy(rows, self._factor(words), bias, targets) for rows, targets in kinds])
 
     def adaptation_loss(self, before: Tensor, after: Tensor, ids: Tensor | PackedText) -> Tensor:
         """before, after [B, 3, H, W], ids [B, L] or packed -> scalar."""

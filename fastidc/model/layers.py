@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 from fastidc import ops
 from fastidc.config import CLIP_MEAN, CLIP_STD
-from fastidc.ops.layer_norm import layer_norm_linear
+from fastidc.ops.attention_linear import self_attention_linear
+from fastidc.ops.fp8_linear import linear
+from fastidc.ops.layer_norm import as_product, layer_norm_linear
+from fastidc.ops.post_norm import post_norm_linear
 from fastidc.ops.quick_gelu import quick_gelu_linear, sums_bias
 
 
@@ -18,9 +21,23 @@ def residual_stream(x: Tensor, weights: torch.dtype) -> Tensor:
     return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights)
 
 
-def take_rows(x: Tensor, rows: list[int]) -> Tensor:
-    """x[:, rows] of [B, L, C], without an index tensor that would have to travel to the device."""
-    return torch.stack([x[:, row] for row in rows], dim=1)
+def take_rows(x: Tensor, rows: slice | Tensor) -> Tensor:
+    """A slice of each sequence of [B, L, C], a view; or those rows [S] int of all sequences end to end, [T, C] or [B, L, C] -> [S, C]."""
+    return x[:, rows] if isinstance(rows, slice) else x.flatten(0, -2).index_select(0, rows)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, whose product runs in FP8 in training where `fastidc.train.fp8.enable_fp8` has set ``fp8_rows``."""
+
+    fp8_rows: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, self.fp8)
+
+    @property
+    def fp8(self) -> int | None:
+        """See `fastidc.ops.fp8_linear.in_fp8`: so many rows run in FP8 now, or None do."""
+        return self.fp8_rows if self.training else None
 
 
 class LayerNorm(nn.Module):
@@ -41,21 +58,41 @@ class LayerNorm(nn.Module):
             return self(x), x
         return ops.layer_norm(branch, self.weight, self.bias, residual=x, eps=self.eps)
 
-    def of_sum_through(self, linear: nn.Linear, x: Tensor, branch: Tensor | None, *, bias: bool = True) -> tuple[Tensor, Tensor]:
+    def of_sum_through(self, linear: Linear, x: Tensor, branch: Tensor | None, *, bias: bool = True) -> tuple[Tensor, Tensor]:
         """`of_sum`, the normalised sum multiplied by ``linear``, with its bias or without."""
         x, residual = (x, None) if branch is None else (branch, x)
         weights = (self.weight, self.bias, linear.weight, linear.bias if bias else None)
-        return layer_norm_linear(x, *weights, residual=residual, eps=self.eps)
+        return layer_norm_linear(x, *weights, residual=residual, eps=self.eps, fp8_rows=linear.fp8)
+
+    def of_sum_times(
+        self, weight: Tensor, bias: Tensor | None, x: Tensor, branch: Tensor | None, fp8_rows: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`of_sum_through` with the weights of the product, [D, C] and [D] in the dtype that it is computed in."""
+        x, residual = (x, None) if branch is None else (branch, x)
+        return layer_norm_linear(x, self.weight, self.bias, weight, bias, residual=residual, eps=self.eps, fp8_rows=fp8_rows)
+
+    def through(self, linear: Linear, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch, normalised: multiplied by ``linear``, and as it is."""
+        weights = (self.weight, self.bias, linear.weight, linear.bias)
+        return post_norm_linear(branch, *weights, residual=x, eps=self.eps, fp8_rows=linear.fp8)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout that keeps a byte an element for its backward pass on a CPU too, and has one operator there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.p, True)[0] if self.training and self.p else x
 
 
 class SelfAttention(nn.Module):
-    """[B, L, C] -> [B, L, C]; queries, keys and values from one projection. Or [T, C], sequences end to end: see `fastidc.ops.self_attention`."""
+    """[B, L, C] -> [B, L, C]; queries, keys and values from one projection. Or [T, C], sequences end to end: see `fastidc.ops.self_attention`.
+    Without ``keeps_result`` (not for causal attention) less is kept for the backward pass: see `self_attention_linear`."""
 
-    def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, causal: bool = False, dropout: float = 0.0, keeps_result: bool = True):
         super().__init__()
-        self.heads, self.causal, self.dropout = heads, causal, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.heads, self.causal, self.dropout, self.keeps_result = heads, causal, dropout, keeps_result
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
         return self.attend(self.qkv(x), cu_seqlens, max_seqlen)
@@ -63,15 +100,28 @@ class SelfAttention(nn.Module):
     def attend(self, qkv: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
         """`forward` from the projection [..., 3C] on."""
         dropout = self.dropout if self.training else 0.0
+        if not self.keeps_result:
+            return self_attention_linear(qkv, self.heads, self.out.weight, self.out.bias, dropout_p=dropout, fp8_rows=self.out.fp8)
         sequences = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         return self.out(ops.self_attention(qkv, self.heads, causal=self.causal, dropout_p=dropout, **sequences))
 
-    def at(self, x: Tensor, queries: Tensor) -> Tensor:
-        """The rows of ``forward(x)`` that belong to ``queries`` [B, Q, C], themselves rows of x; not for causal attention or dropout."""
-        width = x.shape[-1]
-        q = F.linear(queries, self.qkv.weight[:width], self.qkv.bias[:width])
-        kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
-        return self.out(ops.cross_attention(q, kv, self.heads))
+    def weights_apart(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of the queries, and those of keys and values, as a product with x takes them. One split: its gradient is one copy."""
+        width = self.out.in_features
+        weight, bias = as_product(x, self.qkv.weight, self.qkv.bias)
+        return list(zip(weight.split([width, 2 * width]), bias.split([width, 2 * width]), strict=True))
+
+    def attend_at(
+        self, q: Tensor, kv: Tensor, rows: slice | Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None
+    ) -> Tensor:
+        """Those ``rows`` of `attend`, of which alone there are queries; not for dropout. A slice is for attention that is not causal."""
+        if isinstance(rows, slice):
+            return self.out(ops.cross_attention(q, kv, self.heads))
+        # attention waits for memory: a query of zeros for every other row costs less than keys and values laid out for one query each
+        spread = q.new_zeros(kv.shape[:-1].numel(), q.shape[-1]).index_add_(0, rows, q).view(*kv.shape[:-1], q.shape[-1])
+        sequences = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        asked = ops.self_attention(torch.cat([spread, kv], dim=-1), self.heads, causal=self.causal, **sequences)
+        return self.out(take_rows(asked, rows))
 
 
 class CrossAttention(nn.Module):
@@ -80,13 +130,16 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return self.out(ops.cross_attention(self.q(x), self.kv(memory), self.heads, dropout_p=dropout))
+        return self.out(self.attend(self.q(x), memory))
+
+    def attend(self, q: Tensor, memory: Tensor) -> Tensor:
+        """`forward` between its first projection and its last: q [B, Lq, C] -> [B, Lq, C]."""
+        return ops.cross_attention(q, self.kv(memory), self.heads, dropout_p=self.dropout if self.training else 0.0)
 
 
 class MLP(nn.Module):
@@ -94,14 +147,14 @@ class MLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor, branch: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor]:
         """The MLP of norm(x + branch), and x + branch."""
         apart = sums_bias(x)
         hidden, x = norm.of_sum_through(self.fc1, x, branch, bias=not apart)
-        return quick_gelu_linear(hidden, self.fc1.bias if apart else None, self.fc2.weight, self.fc2.bias), x
+        return quick_gelu_linear(hidden, self.fc1.bias if apart else None, self.fc2.weight, self.fc2.bias, fp8_rows=self.fc2.fp8), x
 
 
 class Block(nn.Module):
@@ -111,10 +164,10 @@ class Block(nn.Module):
     memory. See `residual_blocks`.
     """
 
-    def __init__(self, width: int, heads: int, causal: bool = False):
+    def __init__(self, width: int, heads: int, causal: bool = False, keeps_result: bool = True):
         super().__init__()
         self.attention_norm = LayerNorm(width)
-        self.attention = SelfAttention(width, heads, causal)
+        self.attention = SelfAttention(width, heads, causal, keeps_result=keeps_result)
         self.mlp_norm = LayerNorm(width)
         self.mlp = MLP(width)
 
@@ -126,11 +179,24 @@ class Block(nn.Module):
         branch, x = self.mlp(x, self.attention.attend(qkv, cu_seqlens, max_seqlen), self.mlp_norm)
         return x, branch
 
-    def at(self, x: Tensor, branch: Tensor | None, rows: list[int]) -> Tensor:
-        """Those ``rows`` of what `forward` gives, added up, computing queries, projection and MLP for them alone -> [B, len(rows), C]."""
-        normed, x = self.attention_norm.of_sum(x, branch)
-        branch, x = self.mlp(take_rows(x, rows), self.attention.at(normed, take_rows(normed, rows)), self.mlp_norm)
-        return x + branch
+    def at(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        rows: slice | Tensor,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Those ``rows`` (see `take_rows`) of what `forward` gives, computing queries, projection and MLP for them alone."""
+        queries, keys_and_values = self.attention.weights_apart(x)
+        fp8 = self.attention.qkv.fp8
+        kv, x = self.attention_norm.of_sum_times(*keys_and_values, x, branch, fp8)
+        x = take_rows(x, rows)
+        q, _ = self.attention_norm.of_sum_times(
+            *queries, x, None, fp8
+        )  # normalised once more: the rows are few, and none of all is kept for it
+        branch, x = self.mlp(x, self.attention.attend_at(q, kv, rows, cu_seqlens, max_seqlen), self.mlp_norm)
+        return x, branch
 
 
 def residual_blocks(
@@ -167,7 +233,7 @@ class PatchEmbed(nn.Module):
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"images must be [N, 3, {self.image_size}, {self.image_size}], got {list(images.shape)}.")
         if not images.dtype.is_floating_point:
-            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+            images = torch.sub(images, self.mean, alpha=255) / (255 * self.std)  # (x / 255 - mean) / std, in two passes over the pixels
         size, side = self.patch_size, self.image_size // self.patch_size
         patches = images.unflatten(3, (side, size)).unflatten(2, (side, size))  # [N, 3, side, size, side, size]
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), side * side, -1)  # [N, n, 3*P*P]

@@ -16,7 +16,9 @@ class PairEncoder(nn.Module):
         self.intra_layers = config.intra_layers
         self.difference = config.pair_input == "difference"
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, width)
-        self.blocks = nn.ModuleList(Block(width, config.vision_heads) for _ in range(config.vision_layers))
+        # an inter layer has two images' tokens for every pair: there memory goes, and what is least dear to make again is not kept
+        keeps = (layer < config.intra_layers for layer in range(config.vision_layers))
+        self.blocks = nn.ModuleList(Block(width, config.vision_heads, keeps_result=kept) for kept in keeps)
         self.before_embedding = nn.Parameter(scale * torch.randn(width))
         self.after_embedding = nn.Parameter(scale * torch.randn(width))
         self.joint_position = nn.Parameter(scale * torch.randn(2 * config.image_tokens, width))
@@ -34,20 +36,20 @@ class PairEncoder(nn.Module):
 
     def inter_class_tokens(self, before: Tensor, after: Tensor) -> Tensor:
         """Rows 0 and n+1 of `inter` -> [B, 2, C]: the last block computes nothing for the other rows, which only the captioner reads."""
-        blocks, rows = self.blocks[self.intra_layers :], [0, before.shape[1]]
+        blocks, rows = self.blocks[self.intra_layers :], slice(0, None, before.shape[1])
         x, branch = residual_blocks(blocks[:-1], self._join(before, after))
-        return blocks[-1].at(x, branch, rows) if blocks else take_rows(x, rows)
+        return added(*blocks[-1].at(x, branch, rows)) if blocks else take_rows(x, rows)
 
     def _join(self, before: Tensor, after: Tensor) -> Tensor:
         if self.difference:
             after = after - before
-        dtype = before.dtype
-        x = torch.cat([before + self.before_embedding.to(dtype), after + self.after_embedding.to(dtype)], dim=1)
-        return self.inter_norm(x + self.joint_position.to(dtype))
+        # what is added to every pair is added up before: a pass less over all of them, each way
+        images = torch.stack([self.before_embedding, self.after_embedding])[:, None]
+        position = (self.joint_position.unflatten(0, (2, -1)) + images).flatten(0, 1)
+        return self.inter_norm(torch.cat([before, after], dim=1) + position.to(before.dtype))
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, M, C] from `inter` (or, with M = 2, from `inter_class_tokens`) -> embedding [B, E], the mean of both projected class tokens,
         and tokens [B, M, E]."""
-        x = self.norm(x)
-        tokens = x @ self.projection.to(x.dtype)
-        return (tokens[:, 0] + tokens[:, tokens.shape[1] // 2]) / 2, tokens
+        tokens, _ = self.norm.of_sum_times(self.projection.T.to(x.dtype), None, x, None)
+        return tokens[:, :: tokens.shape[1] // 2].mean(dim=1), tokens

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastidc.config import ModelConfig
-from fastidc.model.layers import Block, LayerNorm, added, residual_blocks, residual_stream
+from fastidc.model.layers import Block, LayerNorm, residual_blocks, residual_stream
 from fastidc.packed import PackedText
 
 
@@ -32,6 +32,8 @@ class TextEncoder(nn.Module):
         dtype = self.projection.dtype  # half where the tower's weights are: both tables are fp32 then, and rounded before they are added
         x = residual_stream(F.embedding(ids, self.token_embedding).to(dtype) + position.to(dtype), dtype)  # [T, E] or [B, L, E]
         sequences = (text.cu_seqlens, text.longest) if packed else ()
-        x = added(*residual_blocks(self.blocks, x, *sequences))
-        end = x[text.ends] if packed else x[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
-        return self.norm(end) @ self.projection.to(end.dtype)
+        ends = text.ends if packed else torch.arange(0, ids.numel(), ids.shape[1], device=ids.device) + ids.argmax(dim=-1)
+        x, branch = residual_blocks(self.blocks[:-1], x, *sequences)
+        x, branch = self.blocks[-1].at(x, branch, ends, *sequences)  # nobody reads its other rows
+        end = self.norm.of_sum(x, branch)[0]
+        return end @ self.projection.to(end.dtype)

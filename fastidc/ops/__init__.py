@@ -4,6 +4,7 @@ from fastidc.ops._dispatch import check_environment
 from fastidc.ops._faults import raise_faults, take_faults
 from fastidc.ops.attention import cross_attention, self_attention
 from fastidc.ops.bert_adam import BertAdamGroup, BertAdamStep, bert_adam
+from fastidc.ops.fp8_linear import fp8_linear
 from fastidc.ops.info_nce import info_nce, start_gather
 from fastidc.ops.layer_norm import layer_norm
 from fastidc.ops.linear_cross_entropy import linear_cross_entropy
@@ -15,6 +16,7 @@ __all__ = [
     "bert_adam",
     "check_environment",
     "cross_attention",
+    "fp8_linear",
     "info_nce",
     "layer_norm",
     "linear_cross_entropy",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fastidc.ops._dispatch import Spec
 from fastidc.ops._triton import refusals
+from fastidc.ops.fp8_linear import fp8_linear_bwd, fp8_linear_fwd
 from fastidc_kernels import _tiles
 from fastidc_kernels._launch import statistic
 
@@ -32,10 +33,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
 
 
 def layer_norm_linear(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    fp8: bool,
+    residual: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `fastidc.ops.layer_norm.layer_norm_linear`; weight and bias have x's dtype."""
-    out, s = _LayerNormLinear.apply(x, residual, norm_weight, norm_bias, weight, bias, eps)
+    """See `fastidc.ops.layer_norm.layer_norm_linear`; weight and bias have x's dtype. fp8: the product's."""
+    out, s = _LayerNormLinear.apply(x, residual, norm_weight, norm_bias, weight, bias, eps, fp8)
     return out, x if residual is None else s
 
 
@@ -121,23 +129,24 @@ class _LayerNormLinear(torch.autograd.Function):
     """A product of normalised rows that keeps s alone: its backward pass reads s anyway, and writes the rows once more on the way."""
 
     @staticmethod
-    def forward(ctx, x, residual, norm_weight, norm_bias, weight, bias, eps):
+    def forward(ctx, x, residual, norm_weight, norm_bias, weight, bias, eps, fp8):
         y, s, mean, rstd = layer_norm_fwd(x, residual, norm_weight, norm_bias, eps)
         ctx.set_materialize_grads(False)
         if residual is None:
             ctx.mark_non_differentiable(s)
         ctx.save_for_backward(x if residual is None else s, mean, rstd, norm_weight, norm_bias, weight)
-        return F.linear(y, weight, bias), s
+        ctx.fp8 = fp8
+        return (fp8_linear_fwd if fp8 else F.linear)(y, weight, bias), s
 
     @staticmethod
     def backward(ctx, grad, s_grad):
-        of_x, of_residual, *of_norm, of_weight, of_bias, _ = ctx.needs_input_grad
+        of_x, of_residual, *of_norm, of_weight, of_bias, _, _ = ctx.needs_input_grad
         if grad is None:
-            return s_grad, s_grad if of_residual else None, None, None, None, None, None
+            return s_grad, s_grad if of_residual else None, None, None, None, None, None, None
         s, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        y_grad = (rows @ weight).view_as(s)
+        y_grad = (fp8_linear_bwd(rows, weight) if ctx.fp8 else rows @ weight).view_as(s)
         dx, dnorm, dnorm_bias, y = layer_norm_bwd(y_grad, s_grad, s, mean, rstd, norm_weight, norm_bias, any(of_norm), of_weight)
         dweight = rows.T @ y.view(-1, y.shape[-1]) if of_weight else None
         norms = (found if wanted else None for found, wanted in zip((dnorm, dnorm_bias), of_norm, strict=True))
-        return dx if of_x else None, dx if of_residual else None, *norms, dweight, rows.sum(0) if of_bias else None, None
+        return dx if of_x else None, dx if of_residual else None, *norms, dweight, rows.sum(0) if of_bias else None, None, None

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fastidc.ops._layer_norm_triton import pointwise_refusals as unsupported
 from fastidc.ops._layer_norm_triton import rows_of
+from fastidc.ops.fp8_linear import fp8_linear_bwd, fp8_linear_fwd
 
 __all__ = ["quick_gelu", "quick_gelu_linear", "unsupported"]
 
@@ -17,9 +18,9 @@ def quick_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return quick_gelu_fwd(x, bias)
 
 
-def quick_gelu_linear(x: Tensor, x_bias: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See `fastidc.ops.quick_gelu.quick_gelu_linear`; weight and bias have x's dtype."""
-    return _QuickGELULinear.apply(x, x_bias, weight, bias)
+def quick_gelu_linear(x: Tensor, x_bias: Tensor | None, weight: Tensor, bias: Tensor | None, fp8: bool) -> Tensor:
+    """See `fastidc.ops.quick_gelu.quick_gelu_linear`; weight and bias have x's dtype. fp8: the product's."""
+    return _QuickGELULinear.apply(x, x_bias, weight, bias, fp8)
 
 
 # ---- registered ops
@@ -73,17 +74,19 @@ class _QuickGELULinear(torch.autograd.Function):
     """A product of activations that keeps what they were made of: its backward pass reads that anyway, and writes them once more on the way."""
 
     @staticmethod
-    def forward(ctx, x, x_bias, weight, bias):
+    def forward(ctx, x, x_bias, weight, bias, fp8):
         ctx.save_for_backward(x, x_bias, weight)
-        return F.linear(quick_gelu_fwd(x, x_bias), weight, bias)
+        ctx.fp8 = fp8
+        return (fp8_linear_fwd if fp8 else F.linear)(quick_gelu_fwd(x, x_bias), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, x_bias, weight = ctx.saved_tensors
-        of_x, of_x_bias, of_weight, of_bias = ctx.needs_input_grad
+        of_x, of_x_bias, of_weight, of_bias, _ = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         dweight = dx = dx_bias = None
         if of_x or of_x_bias or of_weight:
-            dx, dx_bias, y = quick_gelu_bwd((rows @ weight).view_as(x), x, x_bias, of_x_bias, of_weight)
+            y_grad = (fp8_linear_bwd(rows, weight) if ctx.fp8 else rows @ weight).view_as(x)
+            dx, dx_bias, y = quick_gelu_bwd(y_grad, x, x_bias, of_x_bias, of_weight)
             dweight = rows.T @ y.view(-1, y.shape[-1]) if of_weight else None
-        return dx if of_x else None, dx_bias if of_x_bias else None, dweight, rows.sum(0) if of_bias else None
+        return dx if of_x else None, dx_bias if of_x_bias else None, dweight, rows.sum(0) if of_bias else None, None

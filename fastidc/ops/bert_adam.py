@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class BertAdamGroup:
     """Tensors that share their constants: sequences of one length, alike in shape from place to place. Moments have the parameter's dtype.
 
     ``max_norm``: what the norm of each gradient is clipped to after the global clip (None: not at all). ``shadows``: bf16 or fp16 tensors that
-    hold the rounded parameters after the step.
+    hold the rounded parameters after the step, None in the place of a parameter without one.
     """
 
     params: Sequence[Tensor]
@@ -29,7 +29,7 @@ class BertAdamGroup:
     eps: float = 1e-6
     weight_decay: float = 0.01
     max_norm: float | None = None
-    shadows: Sequence[Tensor] | None = None
+    shadows: Sequence[Tensor | None] | None = None
 
 
 class BertAdamStep:
@@ -65,7 +65,8 @@ class BertAdamStep:
         (not for parameters in half precision).
         clip_norm: what the norm of all gradients is clipped to. norm []: that norm where it is known already, as where a process has a part of
         each gradient; then nothing is clipped to it. ceiling: a tensor and what no element of it exceeds afterwards. Gradients may be
-        overwritten, and gradients that "triton" reads must be fp32, fp16 or bf16; parameters that are not fp32 are for "torch".
+        overwritten, and those of fp32 parameters may be fp32, fp16 or bf16, also some so and some so: "triton" reads them as they are, the other
+        backends bring them to fp32 first. Parameters that are not fp32 are for "torch".
         """
         _check(groups, lrs)
         params = [p for group in groups for p in group.params]
@@ -76,7 +77,12 @@ class BertAdamStep:
         if device not in self._skipped:
             self._skipped[device] = torch.zeros((), device=device)
         run = op.backends[_serving(params, backend)].run
-        return run(groups, lrs, clip_norm, norm, ceiling, self._skipped[device], self._tables)
+        if run is not _triton:
+            groups = [replace(group, grads=_as_parameters(group)) for group in groups]
+        norm = run(groups, lrs, clip_norm, norm, ceiling, self._skipped[device], self._tables)
+        # neither our kernels nor torch's fused optimisers count what they write, and whoever watches a parameter's version is to see it
+        torch.autograd.graph.increment_version(params)
+        return norm
 
 
 _steps: dict[torch.device, BertAdamStep] = {}  # of `bert_adam`, whose tables serve as long as the same tensors come
@@ -136,6 +142,15 @@ def _serving(params: Sequence[Tensor], backend: str) -> str:
     return name
 
 
+def _as_parameters(group: BertAdamGroup) -> list[Tensor]:
+    """The gradients in their parameters' dtypes."""
+    return [g.to(p.dtype) for g, p in zip(group.grads, group.params, strict=True)]
+
+
+def _shadowed(group: BertAdamGroup) -> list[tuple[Tensor, Tensor]]:
+    return [(s, p) for s, p in zip(group.shadows or (), group.params, strict=False) if s is not None]
+
+
 def _lower(ceiling: tuple[Tensor, float] | None) -> None:
     if ceiling is not None:
         ceiling[0].clamp_(max=ceiling[1])
@@ -172,8 +187,8 @@ def _torch(groups: Sequence[BertAdamGroup], lrs, clip_norm: float | None, norm: 
             parts = (group.params, group.grads, group.first_moments, group.second_moments)
             tensors = [[t for t, p in zip(part, group.params, strict=True) if p.dtype == dtype] for part in parts]
             _torch_group(*tensors, lr, group.betas, group.eps, group.weight_decay, group.max_norm, step, bad)
-        if group.shadows is not None:
-            torch._foreach_copy_(list(group.shadows), list(group.params))
+    if pairs := [pair for group in groups for pair in _shadowed(group)]:
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
     _lower(ceiling)
     return norm
 
@@ -236,7 +251,7 @@ def _reference(
     for group, lr in zip(groups, lrs, strict=True) if finite else ():
         for param, grad, m, v in zip(group.params, group.grads, group.first_moments, group.second_moments, strict=True):
             reference.bert_adam_step(param, grad, m, v, float(lr), group.betas, group.eps, group.weight_decay, group.max_norm)
-        for shadow, param in zip(group.shadows or (), group.params, strict=False):
+        for shadow, param in _shadowed(group):
             shadow.copy_(param)
     _lower(ceiling)
     return norm

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from fastidc.ops import _layer_norm_triton as triton_backend
 from fastidc.ops._dispatch import Backend, Op, Spec, _constant, arch_of, chosen_for
+from fastidc.ops.fp8_linear import autocast_dtype, in_fp8, linear
 from fastidc.reference import layer_norm as reference
 
 
@@ -32,38 +33,36 @@ def layer_norm_linear(
     residual: Tensor | None = None,
     eps: float = 1e-5,
     backend: str = "auto",
+    fp8_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """F.linear(normalised, weight, bias) and s: `layer_norm` before a product. x [..., C], weight [D, C], bias [D] or None -> [..., D] and
     s = x + residual, x itself where there is none.
 
     Where the kernels serve, the normalised tensor is not kept for the weight's gradient but made once more in the pass that makes x's.
+    ``fp8_rows``: see `fastidc.ops.fp8_linear.in_fp8`.
     """
     _check(x, norm_weight, norm_bias, residual)
     served_by = op.serving(_spec(x, norm_weight, norm_bias, residual), _while_compiling(backend))
     if fused(x, served_by):
-        return triton_backend.layer_norm_linear(x, norm_weight, norm_bias, *as_product(x, weight, bias), residual, eps)
+        product = (*as_product(x, weight, bias), in_fp8(x, fp8_rows))
+        return triton_backend.layer_norm_linear(x, norm_weight, norm_bias, *product, residual, eps)
     found = op.backends[served_by].run(x, norm_weight, norm_bias, residual, eps)
     normalised, s = (found, x) if residual is None else found
-    return F.linear(normalised, weight, bias), s
+    return linear(normalised, weight, bias, fp8_rows), s
 
 
 def fused(x: Tensor, served_by: str) -> bool:
     """Whether what is before a product is part of it: where the kernels serve. Not within torch.compile, which decides itself what it keeps,
     and not where autocast would have the product in another dtype."""
-    return served_by == "triton" and not torch.compiler.is_compiling() and (_autocast_dtype(x) or x.dtype) == x.dtype
+    return served_by == "triton" and not torch.compiler.is_compiling() and (autocast_dtype(x) or x.dtype) == x.dtype
 
 
 def as_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both as autocast would cast them for their product with x; out here, where the casts have gradients."""
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is None:
         return weight, bias
     return weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else None
 
 
 def _while_compiling(backend: str) -> str:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from fastidc.ops import _quick_gelu_triton as triton_backend
 from fastidc.ops._dispatch import Backend, Op, Spec, arch_of
+from fastidc.ops.fp8_linear import in_fp8, linear
 from fastidc.ops.layer_norm import _torch_unless_chosen, as_product, fused
 from fastidc.reference import quick_gelu as reference
 
@@ -17,16 +18,19 @@ def quick_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str = "auto") 
     return op(_spec(x, bias), _while_compiling(backend))(x, bias)
 
 
-def quick_gelu_linear(x: Tensor, x_bias: Tensor | None, weight: Tensor, bias: Tensor | None, *, backend: str = "auto") -> Tensor:
+def quick_gelu_linear(
+    x: Tensor, x_bias: Tensor | None, weight: Tensor, bias: Tensor | None, *, backend: str = "auto", fp8_rows: int | None = None
+) -> Tensor:
     """F.linear(quick_gelu(x, x_bias), weight, bias): x [..., C], weight [D, C], bias [D] or None -> [..., D].
 
     Where the kernels serve, the activations are not kept for the weight's gradient but made once more in the pass that makes x's.
+    ``fp8_rows``: see `fastidc.ops.fp8_linear.in_fp8`.
     """
     _check(x, x_bias)
     served_by = op.serving(_spec(x, x_bias), _while_compiling(backend))
     if fused(x, served_by):
-        return triton_backend.quick_gelu_linear(x, x_bias, *as_product(x, weight, bias))
-    return F.linear(op.backends[served_by].run(x, x_bias), weight, bias)
+        return triton_backend.quick_gelu_linear(x, x_bias, *as_product(x, weight, bias), in_fp8(x, fp8_rows))
+    return linear(op.backends[served_by].run(x, x_bias), weight, bias, fp8_rows)
 
 
 def sums_bias(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastidc.config import PAD_ID, Recipe
+from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch
 from fastidc.train.distributed import ALONE, World
 
@@ -49,9 +49,12 @@ class Captioning:
     token_mean: str = "process"
 
     def loss(self, model, batch: PairBatch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        means = model.token_losses(encoded[1], batch.input_ids, batch.target_ids)  # [P]
+        if batch.captions is None:
+            means = model.token_losses(encoded[1], batch.input_ids, batch.target_ids)  # [P]
+        else:
+            means = model.packed_token_losses(encoded[1], batch.captions)
         if self.token_mean == "global" and self.world.size > 1:
-            own = (batch.target_ids != PAD_ID).sum(dim=(0, 2, 3)).to(means.dtype)
+            own = batch.target_counts().to(means.dtype)
             means = means * (own * self.world.size / self.world.sum(own.clone()).clamp(min=1))
         return means.sum()
 

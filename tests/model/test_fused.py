@@ -95,8 +95,8 @@ def test_blocks_hand_on_a_sum(monkeypatch):
     for chosen in ("", KERNELS):
         monkeypatch.setenv("FASTIDC_BACKEND", chosen)
         compare.assert_close(added(*residual_blocks(blocks, x)), want, 1e-12)
-        rows = blocks[2].at(*residual_blocks(blocks[:2], x), [0, 3])
-        compare.assert_close(rows, want[:, [0, 3]], 1e-12)
+        rows = blocks[2].at(*residual_blocks(blocks[:2], x), slice(0, None, 3))
+        compare.assert_close(added(*rows), want[:, [0, 3]], 1e-12)
     assert added(*residual_blocks([], x)) is x
 
 

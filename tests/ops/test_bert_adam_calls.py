@@ -29,8 +29,8 @@ def with_param(o: Optimiser, i: int, p: Tensor) -> None:
     ("change", "sentence"),
     [
         (lambda o, g: o.params.pop(), "as many gradients and moments as parameters are needed, got 2 parameters, 3 gradients"),
-        (lambda o, g: g.__setitem__(3, g[3].double()), "takes gradients of one dtype, each with its parameter's shape"),
-        (lambda o, g: g.__setitem__(3, g[3][:5]), "got torch.float32 and torch.float32 [5] on"),
+        (lambda o, g: g.__setitem__(3, g[3].double()), "takes gradients in fp32, fp16 and bf16, not in torch.float64"),
+        (lambda o, g: g.__setitem__(3, g[3][:5]), "with their parameters' shapes on"),
         (lambda o, g: g.__setitem__(slice(None), [x.double() for x in g]), "gradients in fp32, fp16 and bf16, not in torch.float64"),
         (lambda o, g: with_param(o, 2, o.params[2].half()), "it takes parameters in fp32, not in torch.float16"),
         (lambda o, g: o.first.__setitem__(2, o.first[2].half()), "takes parameters and moments in fp32, got torch.float16"),
