@@ -216,6 +216,12 @@ class TrainOptions:
     """With --beams: captions compete by the sum of their log-probabilities over length ** this."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile around the captioner; auto compiles on CUDA. Dropout draws other masks than without."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """The whole training step as a CUDA graph for each shape of batch; auto does with one process, the official optimiser and bf16 or fp32.
+    off trains step by step, with the same results."""
+    fp8: bool = False
+    """Products of the blocks in 8-bit floating point in training, where they gain from it (Ada, Hopper or newer, bf16); weights' gradients stay
+    bf16. It gives other numbers than bf16 does."""
     fsdp: bool = False
     """Several processes: each holds a part of the parameters, gradients and moments (FSDP2), not all of them; for large towers."""
     tensorboard: bool = False

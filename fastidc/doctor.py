@@ -8,9 +8,12 @@ import torch
 
 import fastidc
 from fastidc import ops  # noqa: F401 - defines the ops
+from fastidc.config import PRESETS
 from fastidc.errors import FastidcError
 from fastidc.ops._dispatch import OPS, Op, Spec, arch_of, chosen_for
-from fastidc.train.compiled import policy
+from fastidc.train.optim import Stage
+from fastidc.train.policy import DEAD_WORK, policy
+from fastidc.train.precision import choose_precision
 
 _COSTS = {
     "triton": "no fused kernels; PyTorch's own serve",
@@ -55,9 +58,21 @@ def report() -> str:
         if op.name == "attention":
             specs = {f"attention, {name}": base._replace(head_dim=64, **facts) for name, facts in _ATTENTION.items()}
         lines += _backends(op, specs)
-    captioner = policy("auto", "finetune", device, fsdp=False)
-    lines += ["", f"captioner in training: {'compiled' if captioner.compiled else 'not compiled'}, {captioner.why} (--compile)"]
-    return "\n".join(lines)
+    return "\n".join(lines + _training_step(device, choose_precision("auto", torch.device(device)).name))
+
+
+_STAGES: dict[Stage, str] = {"adapt": "adaptation", "finetune": "captioning"}
+
+
+def _training_step(device: str, precision: str) -> list[str]:
+    """What a run by the official recipe in one process has of `fastidc.train.policy`, a stage at a time."""
+    lines = []
+    for stage, name in _STAGES.items():
+        found = policy(stage, device, precision, getattr(PRESETS["clevr"], stage))
+        lines += ["", f"a training step of {name} on {device}, {precision}, one process, official recipe:"]
+        lines += [f"  {line}" for line in found.lines()]
+        lines.append(f"  never computed, whatever the device: {'; '.join(DEAD_WORK[stage])}")
+    return lines
 
 
 def _backends(op: Op, specs: dict[str, Spec]) -> list[str]:

@@ -1,65 +1,23 @@
-"""torch.compile around the captioner: whether, why, for which lengths, and what a user sees of it."""
+"""torch.compile around the captioner, and what a user sees of it; whether: `fastidc.train.policy`."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
-
-Choice = Literal["auto", "on", "off"]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Whether the captioner is compiled, and the reason as a clause."""
-
-    compiled: bool
-    why: str
-
-
-def policy(choice: Choice, stage: str, device: str, fsdp: bool) -> Policy:
-    """What ``--compile`` means for a run; FastidcError where "on" cannot be.
-
-    "auto" compiles captioning on CUDA, where a small batch's step waits for launches and a large one's for memory: compiled, the element-wise
-    work between two products is one kernel. Not measured on a GPU yet. On a CPU a step waits for neither, and the compiler takes minutes first;
-    that was not measured against the steps of a long run.
-    """
-    if choice not in ("auto", "on", "off"):
-        raise FastidcError(f"unknown --compile {choice!r}; choose one of auto, on, off.")
-    if choice == "off":
-        return Policy(False, "as asked for")
-    if stage == "adapt":
-        return Policy(False, "adaptation has no captioner")
-    if fsdp:
-        if choice == "on":
-            raise FastidcError(
-                "--compile on does not go with --fsdp, whose gathers between the layers break the graph; leave one of them out."
-            )
-        return Policy(False, "--fsdp gathers parameters between the layers, which breaks the graph")
-    if choice == "auto" and device != "cuda":
-        return Policy(False, f"on {device} there are no launches to save, and the compiler takes minutes")
-    return Policy(True, "as asked for" if choice == "on" else "a step has a fraction of the launches")
-
-
-def bucket(length: int, longest: int) -> int:
-    """The length that captions of ``length`` tokens are padded to where shapes are static: few of them, so that few graphs are made."""
-    for size in (8, 16, 24, 32, 48, 64):
-        if length <= size < longest:
-            return size
-    return longest
+from fastidc.packed import length_bucket
 
 
 def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
-    """Has encoder, decoder and head of ``model``'s captioner compiled, one graph for each of `bucket`'s lengths, each when it first comes up;
-    FastidcError comes up there too where the compiler fails. Pads follow the end token, so no row with a target sees one."""
+    """Has encoder, decoder and head of ``model``'s captioner compiled, one graph for each of `length_bucket`'s lengths, each when it first comes up;
+    FastidcError comes up there too where the compiler fails. Of packed captions a graph takes any number of words; padded ones are filled up,
+    and as pads follow the end token, no row with a target sees one."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     # one user's graphs for all of his runs; torch's own default, which it writes there when it is first asked, is a temporary folder
@@ -69,7 +27,7 @@ def compile_captioner(model: CLIP4IDC, *, backend: str = "inductor") -> None:
     dynamo = torch._dynamo.config  # a graph a bucket for each size of batch, and the limit of torch is eight
     dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     model.captioner.compile(fullgraph=True, dynamic=False, backend=backend)
-    model.caption_bucket = bucket
+    model.caption_bucket = length_bucket
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from fastidc.train import shards
 from fastidc.train.chunks import backward_in_chunks
 from fastidc.train.compiled import refusals_as_sentences
 from fastidc.train.distributed import ALONE, World
+from fastidc.train.graphs import WARM_UP, WARM_UP_SHARED, StepGraphs
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import Precision
+from fastidc.train.ready import Ready, make_ready
 from fastidc.train.scalars import Scalars
 
 
@@ -67,8 +69,14 @@ class Trainer:
         device: torch.device,
         precision: Precision,
         micro_batch: int | None = None,
+        graphs: bool = False,
+        reduce_dtype: torch.dtype | None = None,
+        instead: Callable[[str], None] | None = None,
     ):
-        """micro_batch: activations of so many samples at a time, for the one objective of adaptation (`fastidc.train.chunks`)."""
+        """micro_batch: activations of so many samples at a time, for the one objective of adaptation (`fastidc.train.chunks`). graphs: the step as
+        CUDA graphs (`fastidc.train.graphs`), gradients of several processes averaged inside, which takes NCCL. reduce_dtype: torch.bfloat16 has
+        DistributedDataParallel's buckets travel in it, half the bytes, and each rounded before it is averaged; None: as they are. instead: where a step
+        cannot be captured it is told so and training goes on without; or that is a FastidcError."""
         self.model, self.objectives, self.optimizer, self.micro_batch = model, objectives, optimizer, micro_batch
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
@@ -77,27 +85,60 @@ class Trainer:
         if world.size > 1 and not self.sharded:
             # The buffers are constants; unasked, every forward would broadcast them.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name for name, _ in model.named_buffers()])
-            self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            with _aside(device, graphs):
+                self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            if reduce_dtype is not None:
+                self.wrapped.register_comm_hook(None, _compress(reduce_dtype))
+        self.graphs, self.instead = None, instead
+        if graphs:
+            warm_up = WARM_UP if self.wrapped is model else WARM_UP_SHARED
+            self.graphs = StepGraphs(self._whole, device, warm_up, None if instead is None else self._without_graphs)
 
     def step(self, batches: Sequence[PairBatch]) -> tuple[Tensor, Tensor]:
         """Forward and backward of every batch, then one update by the mean of their losses. Returns that mean and the gradient norm before
         clipping, still on the device."""
+        return self.run(self.ready(batches))
+
+    def ready(self, batches: Sequence[PairBatch]) -> Ready:
+        """What `run` takes: ``batches`` of one step, on the host, made into tensors on the device."""
+        positions = self.model.config.context_length if self.graphs is not None or self.compiled else None
+        return make_ready(batches, self.device, self.micro_batch, positions)
+
+    def run(self, ready: Ready) -> tuple[Tensor, Tensor]:
+        """See `step`. Nothing in it waits for the device."""
+        self.optimizer.set_rates()
+        if self.model.shadows is not None:
+            self.model.shadows.refresh()  # a replay would not notice that anybody has written weights
+        loss, norm = self._whole(ready) if self.graphs is None else self.graphs(ready)
+        self.optimizer.steps += 1
+        return loss, norm
+
+    def _whole(self, ready: Ready) -> tuple[Tensor, Tensor]:
+        return self.passes(ready), self.optimizer.update()
+
+    def _without_graphs(self, sentence: str) -> None:
+        for p in self.optimizer.parameters:  # what was captured of them was never computed
+            p.grad = None
+        self.instead(f"{sentence} It goes on without.")
+
+    def passes(self, ready: Ready) -> Tensor:
+        """Forward and backward alone: the gradients are there, averaged over processes; returns the mean of the losses."""
         total = None
-        for i, batch in enumerate(batches):
-            share, waits = 1 / len(batches), i + 1 < len(batches)
-            if self.micro_batch is not None and self.micro_batch < len(batch):
-                loss = backward_in_chunks(self, batch, self.objectives[0], self.micro_batch, share, waits)
+        for i, chunks in enumerate(ready):
+            share, waits = 1 / len(ready), i + 1 < len(ready)
+            if len(chunks) > 1:
+                loss = backward_in_chunks(self, chunks, self.objectives[0], share, waits)
             else:
-                loss = self._backward(batch, share, waits)
+                loss = self._backward(chunks[0], share, waits)
             total = loss if total is None else total + loss
         if self.sharded:
             shards.average_the_rest(self.model, self.world)
-        return total, self.optimizer.step()
+        return total
 
     def _backward(self, batch: PairBatch, share: float, waits: bool) -> Tensor:
         with self.gradients_stay(waits), refusals_as_sentences() if self.compiled else nullcontext():
             with self.precision.autocast():
-                losses = self.wrapped(batch.to(self.device), self.objectives)
+                losses = self.wrapped(batch, self.objectives)
                 loss = torch.stack([o.weight * losses[o.name] for o in self.objectives]).sum() * share
             self.optimizer.scaler.scale(loss).backward()
         return loss.detach()
@@ -107,6 +148,20 @@ class Trainer:
         if not waits or self.world.size == 1:
             return nullcontext()
         return shards.gradients_stay(self.model) if self.sharded else self.wrapped.no_sync()
+
+
+def _compress(dtype: torch.dtype) -> Callable:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    if dtype != torch.bfloat16:
+        raise FastidcError(f"gradients are averaged over processes in bf16 or as they are, not in {dtype}.")
+    return default_hooks.bf16_compress_hook
+
+
+def _aside(device: torch.device, wanted: bool):
+    """Another stream: where gradients are accumulated is decided when DistributedDataParallel is made, and nothing captured may touch the
+    stream that everything else is on (PyTorch's notes on CUDA graphs)."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if wanted and device.type == "cuda" else nullcontext()
 
 
 MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale

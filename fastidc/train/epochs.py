@@ -55,7 +55,7 @@ class Training:
         try:
             with (
                 tqdm(desc=args.task_type, disable=None if self.world.is_main else True, **bar) as self.bar,
-                shown_in(self.bar, session.policy.compiled),
+                shown_in(self.bar, session.policy.compile.active),
             ):
                 fit(
                     session.trainer,

@@ -119,6 +119,17 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument(
         "--compile", choices=("auto", "on", "off"), default="auto", help="captioning: torch.compile around the captioner; auto does on CUDA"
     )
+    ours.add_argument(
+        "--graph",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="the whole step as a CUDA graph for each shape; auto does with one process; off gives the same results step by step",
+    )
+    ours.add_argument(
+        "--fp8",
+        action="store_true",
+        help="products of the blocks in 8-bit floating point where they gain from it (bf16 on Ada, Hopper or newer)",
+    )
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     ours.add_argument("--tensorboard", action="store_true", help="also write curves into {output_dir}/tensorboard")
 

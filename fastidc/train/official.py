@@ -91,6 +91,8 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
             workers,
             evaluation_batch,
             compiling=args.compile,
+            graph=args.graph,
+            fp8=args.fp8,
             **search,
         )
         judge = session.judge

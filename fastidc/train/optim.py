@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,16 @@ class BertAdam(torch.optim.Optimizer):
         self.update([group["lr"] for group in self.param_groups])
 
     @torch.no_grad()
-    def update(self, lrs: Sequence[float] | Tensor, **options) -> Tensor:
-        """One step at the groups' rates ``lrs``; ``options`` and the norm that is returned are those of `fastidc.ops.BertAdamStep`."""
-        return self._step([self._group(group) for group in self.param_groups], lrs, **options)
+    def update(self, lrs: Sequence[float] | Tensor, shadows: Any = None, **options) -> Tensor:
+        """One step at the groups' rates ``lrs``; ``options`` and the norm that is returned are those of `fastidc.ops.BertAdamStep`.
+        ``shadows``: a `fastidc.train.shadows.Shadows`, written in the same sweep."""
+        groups = [self._group(group, shadows) for group in self.param_groups]
+        norm = self._step(groups, lrs, **options)
+        if shadows is not None:
+            shadows.written(p for group in groups for p in group.params)
+        return norm
 
-    def _group(self, group: dict) -> ops.BertAdamGroup:
+    def _group(self, group: dict, shadows: Any) -> ops.BertAdamGroup:
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
             if not self.state[p]:
@@ -115,7 +120,8 @@ class BertAdam(torch.optim.Optimizer):
         states = [self.state[p] for p in params]
         parts = (params, [p.grad for p in params], [s["first_moment"] for s in states], [s["second_moment"] for s in states])
         constants = (group["betas"], group["eps"], group["weight_decay"], group["clip_norm"])
-        return ops.BertAdamGroup(*([shards.local(x) for x in part] for part in parts), *constants)
+        beside = None if shadows is None else [shadows.of(p) for p in params]
+        return ops.BertAdamGroup(*([shards.local(x) for x in part] for part in parts), *constants, shadows=beside)
 
 
 def build_optimizers(groups: list[dict], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -151,7 +157,11 @@ def build_optimizers(groups: list[dict], recipe: Recipe) -> list[torch.optim.Opt
 
 
 class Optimizer:
-    """One training step after the backward: global clip, scheduled rates, update, clamp of the temperature."""
+    """One training step after the backward: global clip, scheduled rates, update, clamp of the temperature.
+
+    Where the model has shadows (`fastidc.train.shadows`), BertAdam writes them with the weights. After the other optimisers the model finds the
+    weights changed and copies them anew.
+    """
 
     def __init__(self, model: nn.Module, stage: Stage, recipe: Recipe, total_steps: float, scaler: torch.amp.GradScaler | None = None):
         self.model, self.recipe = model, recipe
@@ -208,7 +218,7 @@ class Optimizer:
         lrs = [group["lr"] for group in self.param_groups] if self._rates is None else self._rates
         norm = shards.clip_grad_norm(self.parameters, self.recipe.clip_norm) if self.sharded else None
         ceiling = (self.model.logit_scale, MAX_LOGIT_SCALE)
-        return inner.update(lrs, clip_norm=self.recipe.clip_norm, norm=norm, ceiling=ceiling)
+        return inner.update(lrs, self.model.shadows, clip_norm=self.recipe.clip_norm, norm=norm, ceiling=ceiling)
 
     def _several(self) -> Tensor:
         clip = shards.clip_grad_norm if self.sharded else nn.utils.clip_grad_norm_
@@ -218,6 +228,7 @@ class Optimizer:
         for inner in self.inner:
             if not skip:
                 self.scaler.step(inner)
+        torch.autograd.graph.increment_version(self.parameters)  # torch's fused AdamW does not, and shadows are copied anew by it
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         return norm

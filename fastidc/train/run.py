@@ -147,6 +147,8 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
         options.workers,
         fsdp=options.fsdp,
         compiling=options.compile,
+        graph=options.graph,
+        fp8=options.fp8,
         beams=options.beams,
         length_penalty=options.length_penalty,
     )
@@ -179,7 +181,8 @@ class _Run:
                 "precision": session.precision.name,
                 "processes": self.world.size,
                 "fsdp": options.fsdp,
-                "compiled": session.policy.compiled,
+                "step": {field.name: getattr(session.policy, field.name).active for field in dataclasses.fields(session.policy)},
+                "fp8_products": session.fp8_products,
                 "beams": options.beams,
                 "length_penalty": options.length_penalty,
                 "steps": session.total_steps,
@@ -202,7 +205,7 @@ class _Run:
         try:
             with (
                 tqdm(total=total, desc=session.stage, unit="pair", smoothing=0.1, disable=not self.world.is_main) as self.bar,
-                shown_in(self.bar, session.policy.compiled),
+                shown_in(self.bar, session.policy.compile.active),
             ):
                 fit(
                     session.trainer,

@@ -57,7 +57,7 @@ def gradients(
         assert any(isinstance(p, DTensor) for p in model.parameters()) == fsdp
         return torch.zeros(())
 
-    optimizer.step = noted
+    optimizer.update = noted
     own = SAMPLES // world.size // batches
     parts = list(whole_batch().chunks(own))
     loss, _ = trainer.step(parts[world.rank * batches : (world.rank + 1) * batches])

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
-from fastidc.train.compiled import bucket, compile_captioner, policy, refusals_as_sentences, shown_in
+from fastidc.packed import PackedCaptions
+from fastidc.train.compiled import compile_captioner, refusals_as_sentences, shown_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,24 +25,6 @@ def _nothing_compiled():
     """Graphs are kept by function, whatever model they were made for."""
     torch._dynamo.reset()
     counters.clear()
-
-
-def test_policy():
-    assert policy("auto", "finetune", "cuda", False).compiled
-    assert not policy("auto", "finetune", "cpu", False).compiled
-    assert policy("on", "finetune", "cpu", False).compiled
-    assert not policy("off", "finetune", "cuda", False).compiled
-    assert "no captioner" in policy("on", "adapt", "cuda", False).why
-    assert "breaks the graph" in policy("auto", "finetune", "cuda", True).why
-    with pytest.raises(FastidcError, match="--compile on does not go with --fsdp"):
-        policy("on", "finetune", "cuda", True)
-
-
-def test_buckets_are_few_and_hold_their_captions():
-    for longest in (5, 32, 40, 77):
-        found = [bucket(length, longest) for length in range(1, longest + 1)]
-        assert all(length <= size <= longest for length, size in enumerate(found, start=1))
-        assert len(set(found)) <= 7  # torch.compile gives up on a function at eight graphs
 
 
 def small(dropout: float) -> tuple[CLIP4IDC, torch.Tensor]:
@@ -69,6 +52,19 @@ def test_the_same_numbers_and_one_graph_a_bucket():
         for name, a, b in zip(names, losses(model, tokens, length), given, strict=True):
             assert float((a - b).norm()) <= 5e-6 * max(float(b.norm()), 1e-2 * total), f"{name} at {length}"
     assert counters["stats"]["unique_graphs"] == 2  # 8 and 16 tokens, however often
+    assert not counters["graph_break"]
+
+
+def test_packed_captions_of_any_number_of_words_are_one_graph():
+    model, tokens = small(0.0)
+    ids = torch.randint(1, worlds.SMALL.vocab_size, (2, 2, 1, 12), generator=torch.Generator().manual_seed(0))
+    want = model.token_losses(tokens, ids, ids.roll(-1))
+    compile_captioner(model, backend="aot_eager")
+    counters.clear()
+    for kinds in ((32, 32), (64, 32), (64, 96)):
+        captions = PackedCaptions.of(ids, ids.roll(-1), kinds, 16)
+        assert torch.allclose(model.packed_token_losses(tokens, captions), want, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
 

@@ -27,6 +27,8 @@ OURS = {
     "gather_grad",
     "micro_batch",
     "compile",
+    "graph",
+    "fp8",
     "beams",
     "length_penalty",
     "token_mean",
