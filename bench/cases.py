@@ -119,6 +119,16 @@ LAYER_NORM = tuple(
 LAYER_NORM_CPU = LAYER_NORM[:2]
 LAYER_NORM_SMOKE = (("tiny", 12, 32, True), ("tiny", 12, 32, False))
 
+# (name, rows, numbers summed, numbers out): tokens of B = 128 and 1,024 pairs, and of their captions packed
+PRODUCTS = tuple(
+    (f"{tower} {layer}", rows, inner * width, outer * width)
+    for tower, width, sizes in (("B/32", 768, (12800, 102400)), ("text", 512, (1792, 14336)))
+    for rows in sizes
+    for layer, inner, outer in (("qkv", 1, 3), ("out", 1, 1), ("fc1", 1, 4), ("fc2", 4, 1))
+)
+PRODUCTS_CPU = (("text out", 448, 512, 512),)
+PRODUCTS_SMOKE = (("tiny", 24, 32, 48),)
+
 # (name, patch size, images gathered, each of them once, so that a call reads as many bytes as its inputs have)
 PATCHES = tuple((name, patch, images) for name, patch in (("B/32", 32), ("B/16", 16), ("L/14", 14)) for images in (32, 256, 2048))
 PATCHES_CPU = (("B/32", 32, 8),)

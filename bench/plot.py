@@ -147,8 +147,8 @@ def scaling(family: str, rows: Rows, title: str):
 
 def steps_down(rows: Rows, title: str):
     """The waterfall: A, B, and fastidc feature by feature, always in this order, each with how many times as fast it is as the one before;
-    the last is fastidc itself, under the name of its last feature."""
-    timed = [row for row in rows if row["status"] == OK and row["ms"]]
+    the last is fastidc itself, under the name of its last feature. On a CPU in units of A's time."""
+    timed, unit = _times(rows)
     with_features = [row["case"] for row in timed if row["variant"] == waterfall.PLAIN]
     cases = list(dict.fromkeys(with_features)) or shown(rows[0]["family"], timed)
     if not cases:
@@ -158,20 +158,33 @@ def steps_down(rows: Rows, title: str):
     for ax, case in zip(axes[0], cases, strict=True):
         named = {row["variant"]: row for row in timed if row["case"] == case}
         mine = [named[name] for name in waterfall.order(set(named))]
-        values = [float(row["ms"]) for row in mine]
+        values = [row["time"] for row in mine]
         ax.bar(range(len(mine)), values, color=[OURS if row["ours"] == "True" else PEER for row in mine])
         for i, value in enumerate(values):
             ax.text(i, value, "" if not i else f"{values[i - 1] / value:.2f}x", ha="center", va="bottom", fontsize=8)
         names = [row["variant"] for row in mine]
         if case in with_features and names[-1] == waterfall.OURS:
-            names[-1] = waterfall.last_feature("finetune" if " finetune " in case else "adapt")
+            half, device = mine[-1]["dtype"] == "bfloat16", "cuda" if mine[-1]["ms"] else "cpu"
+            names[-1] = waterfall.last_feature("finetune" if " finetune " in case else "adapt", half, device)
         ax.set_xticks(range(len(mine)), names, rotation=35, ha="right", fontsize=7)
-        ax.set_ylabel("ms a step")
+        ax.set_ylabel(unit)
         ax.set_title(case, fontsize=9, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     figure.tight_layout()
     return figure
+
+
+def _times(rows: Rows) -> tuple[Rows, str]:
+    """Rows with a "time", and its unit: milliseconds, or on a CPU, whose rows are ratios, A's time."""
+    fine = [row for row in rows if row["status"] == OK]
+    if any(row["ms"] for row in fine):
+        return [{**row, "time": float(row["ms"])} for row in fine if row["ms"]], "ms a step"
+    baseline = waterfall.PEERS[0]
+    found = [{**row, "time": 1 / float(row["ratio"])} for row in fine if row["ratio"] and row["baseline"] == baseline]
+    cases = dict.fromkeys(row["case"] for row in found)
+    theirs = [{**row, "time": 1.0} for row in fine if row["variant"] == baseline and row["case"] in cases]
+    return [*({row["case"]: row for row in theirs}.values()), *found], f"time of a step, {baseline} = 1"
 
 
 def _pyplot():

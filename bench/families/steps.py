@@ -74,9 +74,9 @@ def weights(config: ModelConfig, device: str) -> dict[str, Tensor]:
     return checkpoint.to_official(own, checkpoint.official_keys(config))
 
 
-def rung(name: str, stage: str, dtype: torch.dtype) -> dict[str, Any]:
+def rung(name: str, stage: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What fastidc is built without, where ``name`` is a rung of the waterfall."""
-    return waterfall.rungs(stage, dtype == torch.bfloat16).get(name, {})
+    return waterfall.rungs(stage, dtype == torch.bfloat16, device).get(name, {})
 
 
 def build(name: str, config: ModelConfig, stage: str, device: str, dtype: torch.dtype, **more: Any):
@@ -86,7 +86,7 @@ def build(name: str, config: ModelConfig, stage: str, device: str, dtype: torch.
         found = importlib.import_module(f"bench.peers.{module}")
     except ModuleNotFoundError as error:
         raise MissingError(f"{error.name} cannot be imported.") from None
-    options = dict(single if dtype == torch.float32 else half) | rung(name, stage, dtype) | more
+    options = dict(single if dtype == torch.float32 else half) | rung(name, stage, dtype, torch.device(device).type) | more
     if options.pop("stop_early", None) is not None and module == "ours":
         options["stop_early"] = False
     return found.build(config, weights(config.replace(dropout=0.0), device), stage, torch.device(device), compiled, **options)

@@ -72,7 +72,7 @@ def steps_parameters(config: ModelConfig, stage: str) -> list[torch.Tensor]:
 
 
 def variants(case: Case) -> list[Variant]:
-    rungs = waterfall.rungs(case.shape["stage"], case.dtype == torch.bfloat16) if case.shape["waterfall"] else ()
+    rungs = waterfall.rungs(case.shape["stage"], case.dtype == torch.bfloat16, case.device) if case.shape["waterfall"] else ()
     found = steps.variants(_step, tuple(rungs))
     # each size would be compiled anew on the way to the largest; our captioner is left as it is there
     return found if case.shape["samples"] is not None else [variant for variant in found if not variant.compiled]
@@ -80,17 +80,17 @@ def variants(case: Case) -> list[Variant]:
 
 def _step(case: Case, name: str) -> Callable:
     config, stage, samples = case.shape["config"], case.shape["stage"], case.shape["samples"]
-    more = {} if samples is not None or name in BASELINES else {"compiling": "off"}  # see `variants`
+    more = {} if samples is not None or name in BASELINES else {"compiling": "off", "graph": "off"}  # see `variants`
     stepper = steps.build(name, config, stage, case.device, case.dtype, **more)
     if samples is not None:
         return functools.partial(stepper.step, stepper.prepare(steps.batch_of(config, stage, samples)))
     chunk = CHUNK[case.shape["scale"]]
-    prepared = stepper.prepare(steps.batch_of(config, stage, chunk))
+    batch = steps.batch_of(config, stage, chunk)
 
     def one(chunks: int) -> None:
         timing.release(case.device)  # what the step before it had, whose blocks are of other sizes
         try:
-            stepper.step(steps.repeated(prepared, chunks))
+            stepper.step(stepper.prepare(steps.repeated(batch, chunks)))
             if case.device == "cuda":
                 torch.cuda.synchronize()
         finally:  # a step that ran out of memory has left some of its gradients
@@ -100,7 +100,7 @@ def _step(case: Case, name: str) -> Callable:
     if not chunks:
         raise torch.OutOfMemoryError(f"not even {chunk} samples fit")
     timing.release(case.device)
-    step = functools.partial(stepper.step, steps.repeated(prepared, chunks))
+    step = functools.partial(stepper.step, stepper.prepare(steps.repeated(batch, chunks)))
     step.batch = chunk * chunks
     return step
 
@@ -111,7 +111,7 @@ def check(case: Case, variant: Variant, function) -> Verdict:
 
 @functools.cache  # once for all batch sizes
 def _verdict(name: str, config: ModelConfig, stage: str, device: str, dtype: torch.dtype) -> Verdict:
-    config, without = steps.gated(name, config), steps.rung(name, stage, dtype)
+    config, without = steps.gated(name, config), steps.rung(name, stage, dtype, device)
     stepper = steps.build(name, config, stage, device, dtype)
     batch = stepper.prepare(steps.batch_of(config, stage, steps.GATE_SAMPLES))
     loss, gradients = steps.exact_step(config, stage, device, without.get("shared", True))

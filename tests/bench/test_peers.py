@@ -6,6 +6,7 @@ import compare
 import golden
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from worlds import official_state
 
 from bench.peers import idiomatic, official_style, ours
@@ -107,18 +108,33 @@ def test_a_compiled_decoder_is_one_graph(monkeypatch):
         assert traced.model.cache.caches[0].shape[1] == 2 * count
 
 
-def unshared(batch):
-    return build(ours, "finetune", shared=False).prepare(batch)
-
-
-def test_ours_without_a_feature_computes_the_same():
+@pytest.mark.parametrize(
+    ("stage", "without"),
+    [
+        ("adapt", {"all_tokens": True, "backends": "attention=torch"}),
+        ("adapt", {"all_words": True}),
+        ("adapt", {"packed": False}),
+        ("finetune", {"packed": False}),
+        ("finetune", {"text_tower": True}),
+    ],
+)
+def test_ours_without_a_feature_computes_the_same(stage, without):
     """What the waterfall takes away costs time and changes no result."""
-    batch = clevr_batch("adapt")
-    whole, tokens = build(ours, "adapt"), build(ours, "adapt", all_tokens=True, backends="attention=torch")
-    compare.assert_close(tokens.forward_backward(batch), whole.forward_backward(batch), compare.GOLDEN_TRAIN_LOSS, "loss")
-    compare.assert_grad_norms(gradients(tokens), {name: float(grad.double().norm()) for name, grad in gradients(whole).items()})
+    batch = clevr_batch(stage)
+    whole, other = build(ours, stage), build(ours, stage, **without)
+    flops = []
+    for stepper in (whole, other):
+        with FlopCounterMode(display=False) as counter:
+            stepper.loss = stepper.forward_backward(batch)
+        flops.append(counter.get_total_flops())
+    compare.assert_close(other.loss, whole.loss, compare.GOLDEN_TRAIN_LOSS, "loss")
+    compare.assert_grad_norms(gradients(other), {name: float(grad.double().norm()) for name, grad in gradients(whole).items()})
+    assert flops[1] > flops[0]
+
+
+def test_pairs_that_share_nothing():
     batch = clevr_batch("finetune")
-    pairs = unshared(batch)
+    pairs = ours.independent(batch)
     assert pairs.images.shape == (6, 2, CONFIG.image_size, CONFIG.image_size, 3)
     assert pairs.input_ids.shape == pairs.target_ids.shape == (6, 1, 1, batch.input_ids.shape[-1])
     for number in range(6):

@@ -52,7 +52,8 @@ def test_the_waterfall_has_its_own_order(tmp_path):
     assert plot.main(["--results", str(tmp_path / "results"), "--out", str(tmp_path / "docs")]) == 0
     falls = (tmp_path / "docs" / "bench-gpu-x-train_step-waterfall.svg").read_text()
     places = [
-        falls.index(name) for name in ("A official", "B idiomatic", "fastidc plain", "fastidc +bf16", waterfall.last_feature("adapt"))
+        falls.index(name)
+        for name in ("A official", "B idiomatic", "fastidc plain", "fastidc +bf16", waterfall.last_feature("adapt", True, "cuda"))
     ]
     assert places == sorted(places)
     assert "0.91x" in falls
@@ -86,7 +87,10 @@ def test_a_cpu_has_ratios_and_no_times(tmp_path):
     text = (tmp_path / "docs" / "bench-cpu-train_step.svg").read_text()
     assert "times as fast as A official" in text
     assert "ratios within one run" in text
-    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["bench-cpu-train_step.svg"]
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {"bench-cpu-train_step.svg", "bench-cpu-train_step-waterfall.svg"}
+    falls = (tmp_path / "docs" / "bench-cpu-train_step-waterfall.svg").read_text()
+    assert "1.70x" in falls, "in units of A's time"
+    assert "A official = 1" in falls
 
 
 def test_refusals(tmp_path, capsys):

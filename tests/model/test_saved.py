@@ -28,8 +28,8 @@ def kept(stage: str, samples: int, backends: str) -> int:
     anywhere = mock.patch.dict(attention, triton=replace(attention["triton"], unsupported=lambda spec: []))
     _dispatch.forget()
     with anywhere, mock.patch.dict(os.environ, FASTIDC_BACKEND=backends), FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
-        stepper = ours.build(ModelConfig(), None, stage, DEVICE, compiling="off")
-        batch = stepper.prepare(count.random_batch(ModelConfig(), stage, samples, DEVICE, WORDS))
+        stepper = ours.build(ModelConfig(), None, stage, DEVICE, compiling="off", graph="off")
+        ((batch,),) = count.without_data(lambda: stepper.prepare(count.random_batch(ModelConfig(), stage, samples, DEVICE, WORDS)))
         given = [p.untyped_storage()._cdata for p in stepper.model.parameters()]
         storages = {}
 
@@ -54,12 +54,17 @@ def megabytes(stage: str, backends: str) -> float:
 @pytest.mark.parametrize(
     ("stage", "backends", "ceiling"),
     [
-        pytest.param("adapt", KERNELS, 19.5, id="adapt-kernels"),
-        pytest.param("finetune", KERNELS, 22.8, id="finetune-kernels"),
-        pytest.param("adapt", TORCH, 34.7, id="adapt-torch", marks=pytest.mark.slow),
-        pytest.param("finetune", TORCH, 35.9, id="finetune-torch", marks=pytest.mark.slow),
+        pytest.param("adapt", KERNELS, 18.91, id="adapt-kernels"),
+        pytest.param("finetune", KERNELS, 19.78, id="finetune-kernels"),
+        pytest.param("adapt", TORCH, 34.22, id="adapt-torch", marks=pytest.mark.slow),
+        pytest.param("finetune", TORCH, 33.30, id="finetune-torch", marks=pytest.mark.slow),
     ],
 )
 def test_bytes_a_pair(stage, backends, ceiling):
-    """Measured on 2026-11-21; lower these, never raise. Captioning's are of the captioner as it is without torch.compile."""
+    """Measured on 2026-11-21; lower these, never raise. Captioning's are of the captioner as it is without torch.compile.
+
+    Of its 19.8 MB 14.9 are the pair encoder's: the MLP's 4C before QuickGELU 6.0, queries, keys and values 4.5, the sums that norms read 3.3,
+    attention's results in the intra layers 1.0. The captioner's 4.9: attention's projections 1.7, the MLP's 4E before GELU 1.4, the sums that
+    norms read 0.8, rows that products read 0.7, dropout's masks 0.4.
+    """
     assert megabytes(stage, backends) <= ceiling
