@@ -158,12 +158,15 @@ class StepShape:
 _MODELS = (("B/32", B32), ("B/16", B16), ("L/14", L14))
 # The paper's batches first, then one large one of each stage: a run that is cut short has answered what matters most.
 TRAIN_STEP = (
-    *(StepShape("B/32", B32, stage, n, True) for stage, n in (("adapt", 128), ("finetune", 16), ("adapt", 1024), ("finetune", 256))),
+    *(StepShape("B/32", B32, stage, n, n <= 128) for stage, n in (("adapt", 128), ("finetune", 16), ("adapt", 1024), ("finetune", 256))),
     *(StepShape("B/32", B32, stage, None) for stage in ("adapt", "finetune")),
     *(StepShape("B/32", B32, stage, n) for stage, n in (("adapt", 64), ("finetune", 64), ("adapt", 512), ("finetune", 1024))),
     *(StepShape(name, config, stage, n) for name, config in _MODELS[1:] for stage, n in (("adapt", 64), ("finetune", 16), ("adapt", 128))),
 )
-TRAIN_STEP_CPU = (StepShape("B/32", B32, "adapt", 2), StepShape("B/32", B32, "finetune", 1))
+TRAIN_STEP_CPU = (
+    *(StepShape("B/32", B32, stage, n) for stage, n in (("adapt", 2), ("finetune", 1))),
+    *(StepShape("B/32", B32, stage, 16, True) for stage in ("adapt", "finetune")),
+)
 TRAIN_STEP_SMOKE = tuple(StepShape("tiny", TINY, stage, n, n is not None) for n in (2, None) for stage in ("adapt", "finetune"))
 
 

@@ -5,9 +5,9 @@ PREDICTED seconds on an H200 (nothing was timed on one yet; correct them by summ
     part                   s   why
     machine               12   a process starts in about 8 s (torch from a cold disk, a CUDA context, the ceilings), and the first is the slowest
     tests                 40   goldens, every precision and three training steps of tiny models; first kernels
-    train_step           260   4 cases: start 8, weights 3, two float64 truths 3, gates of 12 variants 8, builds 6; torch.compile 2 x 45 for adapt and
-                               2 x 30 for finetune, 2 x 5 for its shallow gate, and 3 x 10 for our captioner; timing 6 + 6 at the paper's batches and 20 + 12 at the large ones,
-                               where one step of fp32 takes up to a second
+    train_step           260   4 cases: start 8, weights 3, two float64 truths 3, gates of 33 variants 16, builds 12; torch.compile 2 x 45 for adapt and
+                               2 x 30 for finetune, 2 x 5 for its shallow gate, and 2 x 10 for our captioner; timing 14 + 14 at the paper's batches, which
+                               alone have a bar for every feature, and 6 + 4 at the large ones
     largest               40   2 stages x 3 variants: about 8 trial steps of up to 0.5 s, 8 timed ones, and a build
     attention             68   10 shapes at 1,024 pairs: start 8, 3 each for gate, warm-up and 20 to 200 laps; FlexAttention compiled for 5 of them, 6 each
     linear_cross_entropy  22   2 cases: start 8, and 7 each, of which 4 compile

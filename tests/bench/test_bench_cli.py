@@ -84,6 +84,7 @@ def test_one_family_runs(capsys, tmp_path):
     assert len(list(tmp_path.rglob("*-layer_norm.csv"))) == 1
 
 
+@pytest.mark.slow
 def test_a_bare_checkout_runs():
     """torch, triton, cupy, numpy and Pillow are enough; whatever else is absent becomes rows."""
     absent = ("open_clip", "nvidia.dali", "xformers", "pycocoevalcap", "tyro", "safetensors", "torchvision", "jinja2")

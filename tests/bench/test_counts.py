@@ -28,6 +28,7 @@ def test_ours_only_go_down(stage):
     assert c.forward + c.backward + clipped <= MOST[stage]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", count.STAGES)
 def test_a_passes_are_the_official_ones(stage):
     """Within 3% of what the official modules dispatch; backward to the operator."""
@@ -37,6 +38,7 @@ def test_a_passes_are_the_official_ones(stage):
     assert (c.forward, c.backward, c.optimizer) == PEERS["A", stage]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", count.STAGES)
 def test_a_optimizer_is_the_official_one(stage):
     """Within 3% where every tensor decays, as it seems to have been counted: 22 operators a tensor.
@@ -56,6 +58,7 @@ def test_a_optimizer_is_the_official_one(stage):
     assert abs(got - count.OFFICIAL[stage][2]) <= 0.03 * count.OFFICIAL[stage][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", count.STAGES)
 def test_b_is_recorded(stage):
     c, _ = count.measure("B", stage)

@@ -200,7 +200,8 @@ def official_stepper(g, stage):
 
 
 GOLDENS = [
-    *(("adapt", name, 6) for name in golden.STAGES["adapt"]),
+    ("adapt", "adapt_small", 6),
+    *(pytest.param("adapt", name, 6, marks=pytest.mark.slow) for name in golden.STAGES["adapt"] if name != "adapt_small"),
     ("finetune", "caption_small", 1),
     *(pytest.param("finetune", name, 6, marks=pytest.mark.slow) for name in golden.STAGES["caption"]),
 ]

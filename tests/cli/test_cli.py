@@ -225,6 +225,9 @@ def test_help_and_unknown_commands(monkeypatch, tmp_path):
     assert doctor.returncode == 0, doctor.stderr
     for call in ("intra, 50 tokens", "packed captions", "ViT-B/16 inter, 394 tokens"):
         assert f"attention, {call}: sdpa" in doctor.stdout
+    for line in ("CUDA graph of the step: off, on cpu there are no launches to save", "bf16 gradient buckets: off, there is one process"):
+        assert doctor.stdout.count(line) == 2, "of both stages"
+    assert "never computed, whatever the device: the text tower; the before-image a second time" in doctor.stdout
     assert doctor.stdout.count("    xformers: it runs on CUDA, not on cpu.") == 1
     monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformers")
     doctor = run("doctor")

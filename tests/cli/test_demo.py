@@ -30,16 +30,16 @@ def check_files(out, metrics):
 
 def test_demo_writes_everything(tmp_path, capsys):
     out = tmp_path / "demo"
-    metrics = run_demo(out, steps=(2, 2), scenes=240, width=96, height=64)
+    metrics = run_demo(out, steps=(2, 2), scenes=120, width=96, height=64)
     check_files(out, metrics)
     table = capsys.readouterr().out
-    for text in ("overall", "no change", "constant", "change/no-change accuracy", "the world: scenes 240"):
+    for text in ("overall", "no change", "constant", "change/no-change accuracy", "the world: scenes 120"):
         assert text in table
-    assert metrics["world"]["config"]["scenes"] == 240
-    again = run_demo(out, steps=(2, 2), scenes=240, width=96, height=64)
+    assert metrics["world"]["config"]["scenes"] == 120
+    again = run_demo(out, steps=(2, 2), scenes=120, width=96, height=64)
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}, "the same world is used again and the same seed gives the same captions"
     with pytest.raises(FastidcError, match=r"data: holds another world than the demo's"):
-        run_demo(out, steps=(2, 2), scenes=241, width=96, height=64)
+        run_demo(out, steps=(2, 2), scenes=121, width=96, height=64)
 
 
 @pytest.mark.slow

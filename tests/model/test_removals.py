@@ -238,7 +238,7 @@ def test_no_backward_below_the_first_layer_that_trains(dtype, limit, frozen):
     assert flops[0] - flops[frozen] == 2 * frozen * (vision + words)
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded"])
+@pytest.mark.parametrize("kind", ["packed", pytest.param("padded", marks=pytest.mark.slow)])
 def test_the_same_on_the_kernels(kind, monkeypatch):
     """Of LayerNorm and QuickGELU."""
     pytest.importorskip("triton", reason="the kernels are written in Triton: install the package triton")

@@ -26,7 +26,8 @@ def triton(monkeypatch):
     monkeypatch.setenv("FASTIDC_BACKEND", "attention=triton")
 
 
-@pytest.mark.parametrize("name", [test_golden.ADAPT[0], *(pytest.param(name, marks=pytest.mark.slow) for name in test_golden.ADAPT[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", test_golden.ADAPT)
 def test_golden_adapt(name, tmp_path, triton):
     test_golden.test_golden_adapt_model(name, tmp_path)
 

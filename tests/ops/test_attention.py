@@ -68,7 +68,7 @@ def test_partial_gradients(wanted):
     assert torch.equal(got, full[1 + wanted])
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+@pytest.mark.parametrize("dropout_p", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
 def test_opcheck(dropout_p):
     seed = torch.tensor([3, 4], device=DEVICE) if dropout_p else None
     qkv, packed, q, kv = (noise(*shape, dtype=torch.float32).detach() for shape in ((2, 7, 96), (9, 96), (2, 3, 32), (2, 5, 64)))

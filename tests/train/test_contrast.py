@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from fastidc import ops
 from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.model.layers import Linear
 from fastidc.train.distributed import ALONE
 
 ROOT = Path(__file__).parents[2]
@@ -70,14 +71,14 @@ def test_chunks_in_single_precision():
 def test_only_a_chunk_has_activations(monkeypatch):
     """With gradients on, no more samples pass than a chunk has."""
     seen = []
-    original = torch.nn.Linear.forward
+    original = Linear.forward
 
     def forward(self, x):
         if torch.is_grad_enabled():
             seen.append(x.shape[0])
         return original(self, x)
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    monkeypatch.setattr(Linear, "forward", forward)
     contrast.gradients(ALONE, "full", 2)
     chunked = max(seen)
     seen.clear()

@@ -70,6 +70,7 @@ FROZEN = {f"clip.{n}" for n in ("positional_embedding", "token_embedding.weight"
 NEW = {f"clip.visual.{n}" for n in ("joint_positional_embedding", "bef_embedding", "aft_embedding", "ln_mid.weight", "ln_mid.bias")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "name"), NAMES)
 def test_golden_training_reference(stage, name):
     """The reference model under the reference optimiser, with the official name rules written out."""

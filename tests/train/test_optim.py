@@ -162,6 +162,7 @@ def test_the_log_counts_what_was_left_out(tmp_path):
     assert [row["grad_norm"] for row in rows] == [1.0, None, 2.0, None]
 
 
+@pytest.mark.slow
 def test_the_kernels_train_as_torch_does(monkeypatch):
     """Whole optimiser steps with the global clip, four groups, the schedule and the clamp, by the kernels and by torch."""
     pytest.importorskip("triton", reason="the kernels are written in Triton: install the package triton")

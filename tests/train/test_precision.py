@@ -99,7 +99,7 @@ def test_the_second_moment_underflows_and_the_update_is_m_over_eps():
     assert moved[torch.float16] > 50 * moved[torch.float32]
 
 
-@pytest.mark.parametrize("stage", ["adapt", "finetune"])
+@pytest.mark.parametrize("stage", [pytest.param("adapt", marks=pytest.mark.slow), "finetune"])
 def test_mixed_dtypes_step_together(stage):
     """fp16 matrices and fp32 norms in one optimiser: states have their parameters' dtypes, and official shapes give the official halves."""
     torch.manual_seed(0)
