@@ -1,4 +1,4 @@
-"""`python -m bench.aot --arch sm_90 --json FILE`: what the compiler makes of every Triton kernel, with no GPU.
+"""`python -m bench.aot --arch sm_90 --json FILE`: what the compilers make of every kernel, with no GPU.
 
 Compilation alone checks nothing: it spills, and it asks for more shared memory than a chip has, without an error. So the machine code is
 taken apart: registers, spills, shared memory, tensor-core instructions, 128-bit loads, and how many programs fit a multiprocessor.
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import nvrtc
 from bench.arguments import Parser, answered
 from bench.kernels import COMPILATIONS, Compilation
 from fastidc.errors import FastidcError
@@ -93,12 +94,27 @@ def faults(row: dict) -> list[str]:
 
 
 def _inspect(cubin: bytes) -> dict:
-    """Registers, bytes of spills, the kind of tensor-core instruction (or None) and the number of 128-bit loads."""
+    """Registers, bytes of spills, the kind of tensor-core instruction (or None) and the numbers of 128-bit loads and stores, of a file's one
+    kernel."""
+    return next(iter(_inspect_each(cubin).values()))
+
+
+def _inspect_each(cubin: bytes) -> dict[str, dict]:
+    """`_inspect` of every kernel by its name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = _cuobjdump("--dump-resource-usage", path)
-        code = _cuobjdump("-sass", path)
+        usage = _by_kernel(r"Function (\w+):", _cuobjdump("--dump-resource-usage", path))
+        code = _by_kernel(r"Function : (\w+)", _cuobjdump("-sass", path))
+    return {name: _facts(usage[name], code[name]) for name in usage}
+
+
+def _by_kernel(heading: str, text: str) -> dict[str, str]:
+    _, *parts = re.split(heading, text)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _facts(usage: str, code: str) -> dict:
     registers = max((int(n) for n in re.findall(r"\bREG:(\d+)", usage)), default=0)
     stack = max((int(n) for n in re.findall(r"\bSTACK:(\d+)", usage)), default=0)
     local = max((int(n) for n in re.findall(r"\bLOCAL:(\d+)", usage)), default=0)
@@ -110,6 +126,7 @@ def _inspect(cubin: bytes) -> dict:
         "spills": max(stack, local) if spilling else 0,
         "mma": {"HGMMA": "wgmma", "QGMMA": "wgmma", "HMMA": "mma.sync", "IMMA": "mma.sync"}[kinds[0]] if kinds else None,
         "loads_128": wide,
+        "stores_128": len(re.findall(r"\bSTG\.\S*128\b", code)),
     }
 
 
@@ -139,34 +156,37 @@ def cached(entry: Compilation, arch: str, folder: Path) -> dict:
     return row
 
 
-def cuda_sources(arch: str, nvcc: str | None) -> list[dict]:
-    """One row for each ``kernels/fastidc_kernels/cuda/*.cu``: compiled by nvcc, or why not. A file that does not compile is a fault."""
+def cuda_sources(arch: str, folder: Path, nvcc: str | None) -> list[dict]:
+    """One row for each CUDA C++ kernel, compiled by nvcc, else by NVRTC, else why not. What does not compile is a fault."""
+    from fastidc_kernels import patches as kernels
+
+    compiler = f"nvcc {nvcc}" if nvcc else f"nvrtc {nvrtc.version()}" if nvrtc.library() else None
+    row = {"kernel": "patches.cu", "config": (compiler or "").partition(" ")[0], "arch": arch, "faults": []}
+    if compiler is None:
+        return [{**row, "skipped": "neither nvcc nor NVRTC is here."}]
+    facts = [kernels.source(), Path(__file__).read_text(), arch, compiler]
+    path = folder / f"{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=16).hexdigest()}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    try:
+        options = (*kernels.OPTIONS, f"-arch={arch}")
+        cubin = nvrtc.cubin_of_nvcc(nvcc, kernels.source(), options) if nvcc else nvrtc.cubin(kernels.source(), options)
+    except FastidcError as error:
+        return [{**row, "faults": [f"patches.cu does not compile for {arch}: {error}."]}]
+    gather = re.compile(rf"patches_(augmented_)?(?:{'|'.join(kernels.SUFFIXES.values())})_({'|'.join(map(str, kernels.PATCH_SIZES))})")
     rows = []
-    for path in sorted((Path(__file__).parents[1] / "kernels" / "fastidc_kernels" / "cuda").glob("*.cu")):
-        row = {"kernel": path.name, "config": "nvcc", "arch": arch, "faults": []}
-        if nvcc is None:
-            rows.append({**row, "skipped": "nvcc is not on the path."})
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            native = arch.removeprefix("sm_") + ("a" if arch == "sm_90" else "")  # wgmma and TMA are of sm_90a alone
-            command = [
-                nvcc,
-                f"-gencode=arch=compute_{native},code=sm_{native}",
-                "-cubin",
-                "-Xptxas",
-                "-v",
-                "-o",
-                str(Path(folder) / "out.cubin"),
-                str(path),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            row["faults"] = [f"{path.name} does not compile for {arch}: {(done.stderr.strip().splitlines() or ['nvcc says nothing'])[0]}."]
-        spills = [int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr)]
-        registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
-        if any(spills):
-            row["faults"] = [*row["faults"], f"{path.name} spills {max(spills)} bytes for {arch}; give it smaller tiles or more threads."]
-        rows.append({**row, "registers": max(registers, default=0), "spills": max(spills, default=0)})
+    for name, found in _inspect_each(cubin).items():
+        known, warps = gather.fullmatch(name), kernels.THREADS // 32
+        shared = 3 * int(known[2]) * 224 if known else 0  # a row of patches of CLIP's images
+        facts = {
+            "kernel": f"patches.cu:{name}",
+            "warps": warps,
+            "shared_bytes": shared,
+            "ctas_per_sm": resident(CHIPS[arch], found["registers"], shared, warps),
+        }
+        facts["declares"] = "wide_loads" if known and not known[1] else "nothing"
+        rows.append({**row, **found, **facts, "faults": faults({**row, **found, **facts})})
+    write_json(path, rows)
     return rows
 
 
@@ -174,7 +194,7 @@ def gate(entries: Sequence[Compilation], arch: str, folder: Path, nvcc: str | No
     """All rows; needs a process whose Triton is not the interpreter."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise FastidcError("TRITON_INTERPRET is set, so there is nothing to compile; run bench.aot in a process of its own without it.")
-    return [cached(entry, arch, folder) for entry in entries] + cuda_sources(arch, nvcc)
+    return [cached(entry, arch, folder) for entry in entries] + cuda_sources(arch, folder, nvcc)
 
 
 def main(argv: Sequence[str] | None = None, entries: Sequence[Compilation] = COMPILATIONS) -> int:
@@ -183,7 +203,7 @@ def main(argv: Sequence[str] | None = None, entries: Sequence[Compilation] = COM
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog="python -m bench.aot", description="Compile every Triton kernel without a GPU and look at its machine code.")
+    p = Parser(prog="python -m bench.aot", description="Compile every kernel without a GPU and look at its machine code.")
     p.add_argument("--arch", choices=sorted(CHIPS), default="sm_90")
     p.add_argument("--json", type=Path, help="write the rows here")
     p.add_argument("--all", action="store_true", help="every tile, not only the paper's shapes")

@@ -1,5 +1,9 @@
-"""The wheel: pure Python, both packages and the page template inside, importable from a fresh environment."""
+"""The wheel: pure Python, both packages and the page template inside, importable from a fresh environment; and what CMake builds."""
 
+import ctypes
+import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +30,8 @@ def test_wheel_installs_into_a_fresh_environment(tmp_path):
     assert wheel.name.endswith("py3-none-any.whl"), "no compiler is needed"
     names = zipfile.ZipFile(wheel).namelist()
     assert {"fastidc/cli.py", "fastidc_kernels/__init__.py", "fastidc/evaluate/report.html.j2", "fastidc/py.typed"} <= set(names)
+    assert {"fastidc_kernels/cuda/patches.cu", "fastidc_kernels/cuda/patches.cuh"} <= set(names), "NVRTC compiles them where they are used"
+    assert not [n for n in names if n.endswith(".fatbin")], "FASTIDC_BUILD_CUDA was not asked for"
     assert not [n for n in names if n.startswith(("tests/", "bench/", "kernels/"))]
 
     run(sys.executable, "-m", "venv", tmp_path / "env")
@@ -50,3 +56,52 @@ def test_extras_and_python_versions():
     core = {d.split(">")[0].split(";")[0] for d in project["dependencies"]}
     assert {"torch", "torchvision", "open_clip_torch", "pycocoevalcap", "safetensors"} <= core
     assert "torch>=2.10" in project["dependencies"], "older ones can be made to run code by weights_only=True"
+
+
+def cmake_version() -> tuple[int, int]:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not here")
+    return tuple(map(int, re.search(r"(\d+)\.(\d+)", run("cmake", "--version")).groups()))
+
+
+def test_cmake_builds_the_arithmetic_for_a_cpu(tmp_path):
+    cmake_version()
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler is here")
+    run("cmake", "-S", ROOT, "-B", tmp_path)
+    run("cmake", "--build", tmp_path)
+    library = ctypes.CDLL(str(tmp_path / "libfastidc_patches.so"))
+    assert library.patches
+    assert library.squash
+
+
+@pytest.mark.slow
+def test_cmake_builds_the_fatbin(tmp_path, monkeypatch):
+    from fastidc_kernels import patches
+
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not here")
+    configure = ("cmake", "-S", ROOT, "-B", tmp_path / "build", "-DFASTIDC_CUDA=ON", "-DFASTIDC_HOST=OFF")
+    if cmake_version() < (3, 27):
+        done = subprocess.run(list(map(str, configure)), capture_output=True, text=True, check=False)
+        assert done.returncode
+        assert "A fatbin needs CMake 3.27 or newer" in done.stderr
+        pytest.skip("a fatbin needs CMake 3.27: pip install 'cmake>=3.27'")
+    run(*configure)
+    run("cmake", "--build", tmp_path / "build")
+    run("cmake", "--install", tmp_path / "build", "--prefix", tmp_path / "prefix")
+    folder = tmp_path / "prefix" / "fastidc_kernels" / "cuda"
+    for name in ("patches.cu", "patches.cuh"):
+        shutil.copy(patches.FOLDER / name, folder)
+    monkeypatch.setattr(patches, "FOLDER", folder)
+    assert patches.fatbin() is not None, "the launcher looks for the name that CMake gives"
+    if tool := shutil.which("cuobjdump"):
+        held = run(tool, "--list-elf", "--list-ptx", patches.fatbin())
+        assert all(part in held for part in ("sm_80.cubin", "sm_90.cubin", "sm_90.ptx"))
+
+
+@pytest.mark.parametrize(("asked", "needed"), [("", "[]"), ("1", "['cmake>=3.27']")])
+def test_cmake_is_needed_for_the_fatbin_only(asked, needed):
+    code = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
+    out = run(sys.executable, "-c", code, cwd=ROOT, env=os.environ | {"FASTIDC_BUILD_CUDA": asked})
+    assert out.splitlines()[-1] == needed

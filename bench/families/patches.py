@@ -6,7 +6,9 @@ from torch import Tensor
 from bench import roofline
 from bench.case import Case, Inputs, Variant
 from bench.cases import Scale, of
+from bench.ours import variants_of
 from bench.peers import patches as peers
+from fastidc import ops
 
 ABOUT = "uint8 images by index -> rows of patches; % of floor is % of the copy bandwidth"
 BASELINES = ("index + view",)
@@ -51,19 +53,10 @@ def truth(images: Tensor, index: Tensor, patch_size: int, dtype: torch.dtype) ->
 
 
 def variants(case: Case) -> list[Variant]:
-    return [*_ours(), *peers.variants()]
-
-
-def _ours() -> list[Variant]:
-    """The op's backends, once there is one."""
-    from fastidc import ops
-    from fastidc.ops import _dispatch
-
-    if "patches" not in _dispatch.OPS:
-        return [Variant("fastidc", lambda case: None, lambda case: ["fastidc.ops has no patches yet."], ours=True)]
-    from bench.ours import variants_of
-
     def build(case: Case, backend: str):
-        return lambda images, index, patch_size, dtype: ops.patches(images, index, patch_size, backend=backend)
+        return lambda images, index, patch_size, dtype: ops.patches(images, index, patch_size, dtype=dtype, backend=backend)
 
-    return variants_of("patches", build)
+    def facts(case: Case) -> dict:
+        return {"head_dim": 3 * case.shape["patch"] * case.shape["side"]}
+
+    return [*variants_of("patches", build, facts), *peers.variants()]

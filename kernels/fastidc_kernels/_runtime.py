@@ -2,6 +2,11 @@
 
 import functools
 import importlib.util
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache
@@ -24,3 +29,21 @@ def interpreted() -> bool:
     from fastidc_kernels import attention
 
     return isinstance(attention.attention_fwd_kernel, InterpretedFunction)
+
+
+def cuda_module(**source):
+    """``cupy.RawModule(**source)``: what is compiled or loaded, at its first use."""
+    import cupy
+
+    return cupy.RawModule(**source)
+
+
+def on_torch_stream(device: "torch.device") -> AbstractContextManager:
+    """Within it CuPy launches on torch's current stream of ``device``, also while that is being captured."""
+    import cupy
+    import torch
+
+    stream = torch.cuda.current_stream(device)
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream, device.index)  # CuPy 13

@@ -167,6 +167,15 @@ def test_dispatch_obeys_the_environment(monkeypatch):
 
 
 def test_explain_lists_every_backend():
-    assert set(_dispatch.OPS) == {"attention", "info_nce", "linear_cross_entropy", "layer_norm", "quick_gelu", "bert_adam"}
+    assert set(_dispatch.OPS) == {
+        "attention",
+        "info_nce",
+        "linear_cross_entropy",
+        "layer_norm",
+        "quick_gelu",
+        "bert_adam",
+        "patches",
+        "squash",
+    }
     for op in _dispatch.OPS.values():
         assert set(op.explain(_dispatch.Spec(op.name, "cpu", torch.float32, True))) == set(op.backends)
