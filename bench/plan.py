@@ -4,8 +4,8 @@ PREDICTED seconds on an H200 (nothing was timed on one yet; correct them by summ
 
     part                   s   why
     machine               12   a process starts in about 8 s (torch from a cold disk, a CUDA context, the ceilings), and the first is the slowest
-    tests                 40   goldens, every precision and three training steps of tiny models; first kernels
-    train_step           260   4 cases: start 8, weights 3, two float64 truths 3, gates of 33 variants 16, builds 12; torch.compile 2 x 45 for adapt and
+    tests                 50   goldens, every precision, three training steps of tiny models and twelve captured ones; first kernels
+    train_step           250   4 cases: start 8, weights 3, two float64 truths 3, gates of 33 variants 16, builds 12; torch.compile 2 x 45 for adapt and
                                2 x 30 for finetune, 2 x 5 for its shallow gate, and 2 x 10 for our captioner; timing 14 + 14 at the paper's batches, which
                                alone have a bar for every feature, and 6 + 4 at the large ones
     largest               40   2 stages x 3 variants: about 8 trial steps of up to 0.5 s, 8 timed ones, and a build
@@ -67,8 +67,8 @@ def parts(cpu: bool) -> list[Part]:
 
     return [
         Part("machine", ("-c", _MACHINE), 12, 10, rows=False, always=True),
-        Part("tests", (*_PYTEST, "tests/test_gpu.py"), 40, 15, rows=False),
-        bench("train_step", ("train_step",), 260, 80, _STEPS),
+        Part("tests", (*_PYTEST, "tests/test_gpu.py", "tests/train/test_graphs.py"), 50, 20, rows=False),
+        bench("train_step", ("train_step",), 250, 80, _STEPS),
         bench("largest", ("train_step",), 40, 20, ("B=max",)),
         bench("attention", ("attention",), 68, 40, ("n=1024",), tuple(f"{name} n=1024::flex_attention" for name in _LONG)),
         bench("linear_cross_entropy", ("linear_cross_entropy",), 22, 15, ("frozen N=14336", "trained N=14336")),

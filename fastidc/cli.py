@@ -1,11 +1,11 @@
-"""The command line: `fastidc render|adapt|finetune|convert|demo|doctor`."""
+"""The command line: `fastidc render|cache|adapt|finetune|convert|demo|doctor`."""
 
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Union
 
 from fastidc.config import TrainOptions
 from fastidc.errors import FastidcError, LostPeerError
@@ -51,6 +51,68 @@ def render(
     )
     render_dataset(config, out, workers=workers, device=device)
     print(f"wrote {scenes} scenes to {out}")
+
+
+def cache_build(
+    data: Path,
+    out: Path | None = None,
+    dataset: Literal["auto", "clevr", "spot", "ier", "birds", "table", "folder"] = "auto",
+    images: Path | None = None,
+    size: int = 224,
+    workers: int | None = None,
+    builder: Literal["pillow"] = "pillow",
+) -> None:
+    """Decode and squash every image of a data set once, into one file that training maps into memory.
+
+    A build that was interrupted goes on where it stopped; of a cache that is there already only what has changed is decoded anew.
+
+    Args:
+        data: Folder of a data set, or a .csv, .tsv or .jsonl table of pairs.
+        out: The cache; by default fastidc-cache-SIZE.bin in the data folder, where training finds it.
+        dataset: What --data holds; auto recognises it.
+        images: Folder of the images, where they do not lie beside the annotations.
+        size: Pixels a side: the image size of the model that will read them.
+        workers: Threads; all cores by default.
+        builder: What decodes.
+    """
+    from tqdm import tqdm
+
+    from fastidc.data.cache import default_path
+    from fastidc.data.cache_build import build
+    from fastidc.data.loaders import distinct_images
+    from fastidc.data.records import load_records, recognise
+
+    def report(sentence: str) -> None:
+        tqdm.write(sentence, file=sys.stderr)
+
+    kind = recognise(data) if dataset == "auto" else dataset
+    paths = distinct_images(load_records(data, kind, images=images, empty="keep").values())
+    built = build(paths, data, out or default_path(data, size), size, workers, builder, kind, report)
+    if not built.decoded:
+        print(f"{built.path} is up to date: {built.images:,} images of {size} x {size}")
+        return
+    rate = built.decoded / max(built.seconds, 1e-9)
+    print(
+        f"wrote {built.path}: {built.images:,} images of {size} x {size}, {built.path.stat().st_size:,} bytes; "
+        f"{built.decoded:,} decoded at {rate:,.0f} images/s"
+    )
+
+
+def cache_info(file: Path, /, verify: bool = False) -> None:
+    """What a cache holds; header and index are verified.
+
+    Args:
+        file: FILE, the cache.
+        verify: Also compare all pixels with their checksums.
+    """
+    from fastidc.data.cache import Cache, damaged
+
+    opened = Cache(file)
+    bad = opened.damaged_pixels() if verify else []
+    if bad:
+        more = f" and of {len(bad) - 1:,} more" if len(bad) > 1 else ""
+        raise damaged(file, f"the pixels of {bad[0]}{more} do not have their checksum")
+    print(opened.describe() + ("\npixels:    all have their checksum" if verify else ""))
 
 
 def _stage(stage, options: TrainOptions) -> None:
@@ -132,14 +194,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
     import tyro
 
-    commands = {"render": render, "adapt": adapt, "finetune": finetune, "convert": convert, "demo": demo, "doctor": doctor}
+    actions = {"build": cache_build, "info": cache_info}
+    chosen = tuple(Annotated[Any, tyro.conf.subcommand(name=name, constructor=action)] for name, action in actions.items())
+
+    def cache(command: Union[chosen]) -> None:  # noqa: UP007
+        """A data set's images, decoded once: build such a file, or look at one."""
+
+    commands = {"render": render, "cache": cache, "adapt": adapt, "finetune": finetune, "convert": convert, "demo": demo, "doctor": doctor}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="fastidc",
             description="CLIP for image difference captioning: render pairs, adapt, fine-tune, caption, score.",
             args=None if argv is None else list(argv),
-            config=(tyro.conf.OmitArgPrefixes,),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except FastidcError as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, LostPeerError):  # of torchrun's processes one speaks

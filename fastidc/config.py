@@ -227,7 +227,12 @@ class TrainOptions:
     tensorboard: bool = False
     """Also write losses, rates and scores for TensorBoard, into the run folder."""
     workers: int = 4
-    """Threads that decode images."""
+    """Threads that read images."""
+    loader: Literal["auto", "pillow", "cache", "memory"] = "auto"
+    """Where pixels come from: decoded by Pillow, or a cache (`fastidc cache build`) on the disk or held in memory; auto takes the cache that
+    --cache names or that lies in the data folder, if it fits. Results are the same."""
+    cache: Path | None = None
+    """The cache; by default fastidc-cache-SIZE.bin in the data folder, SIZE being the model's image size."""
     overwrite: bool = False
     """Replace an earlier run in --out."""
 

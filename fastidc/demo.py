@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastidc.config import TrainOptions, preset
-from fastidc.data.images import ImageStore
+from fastidc.data.cache import default_path
+from fastidc.data.cache_build import build
+from fastidc.data.loaders import distinct_images
 from fastidc.data.records import PairRecord, load_records
 from fastidc.data.render import RenderConfig, render_dataset
 from fastidc.errors import FastidcError
@@ -33,10 +35,10 @@ def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, i
     started = time.perf_counter()
     config = RenderConfig(seed=seed, **{**WORLD, **world})
     difficulty = _world(config, out / "data")
-    images = ImageStore(preset("tiny").model.image_size)
-    shared = {"data": out / "data", "preset": "tiny", "seed": seed, "device": device, "overwrite": True}
-    adapted = train("adapt", TrainOptions(out=out / "adapt", steps=steps[0], **shared), images)
-    tuned = train("finetune", TrainOptions(out=out / "finetune", init=str(out / "adapt"), steps=steps[1], **shared), images)
+    cache = _cache(out / "data")
+    shared = {"data": out / "data", "preset": "tiny", "seed": seed, "device": device, "overwrite": True, "cache": cache}
+    adapted = train("adapt", TrainOptions(out=out / "adapt", steps=steps[0], **shared))
+    tuned = train("finetune", TrainOptions(out=out / "finetune", init=str(out / "adapt"), steps=steps[1], **shared))
     for name in ("references.json", "hyp_test.json"):
         shutil.copyfile(out / "finetune" / name, out / name)
 
@@ -110,6 +112,12 @@ def _world(config: RenderConfig, data: Path) -> dict:
             return known["summary"]
         raise FastidcError(f"{data}: holds another world than the demo's; give another --out, or delete this folder.")
     return render_dataset(config, data)
+
+
+def _cache(data: Path) -> Path:
+    """The world's images, decoded once for both stages; one that is there already is used again."""
+    size = preset("tiny").model.image_size
+    return build(distinct_images(load_records(data).values()), data, default_path(data, size), size, dataset="clevr").path
 
 
 def _object_colours(data: Path, records: list[PairRecord]) -> dict[str, str]:

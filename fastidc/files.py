@@ -3,10 +3,12 @@
 import json
 import os
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastidc.errors import FastidcError
 
@@ -44,3 +46,77 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """`write_text` of ``value`` as indented JSON."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Holds the lock file ``path`` while the block runs, so that one process at a time makes ``what``; FastidcError names who else does.
+
+    The system lets go of the lock when its process ends, however it ends, so one that is left behind by a process of this machine is
+    taken over. Of another machine's that cannot be known, and the sentence says what to do.
+    """
+    path = Path(path)
+    with _lock_file(path, what) as file:
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # a full disk is the block's business; the lock holds without a name in it
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(me).encode())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # still locked, so nobody else's
+
+
+def _lock_file(path: Path, what: str) -> IO[str]:
+    """``path``, open and locked by this process; FastidcError where another one has it, or where it cannot be made."""
+    import fcntl  # not on Windows
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = _owner(file)
+                file.close()
+                raise FastidcError(f"{what} is being made by {_named(owner)}; wait until it is done, then run this again.") from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()  # its owner took the file away between our opening and our locking it
+    except OSError as error:
+        raise FastidcError(
+            f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to."
+        ) from error
+    owner = _owner(file)
+    if owner.get("host", socket.gethostname()) != socket.gethostname():
+        file.close()
+        raise FastidcError(
+            f"{what} is being made by {_named(owner)}, as {path} says; wait until it is done, or delete that file if it no longer runs."
+        )
+    return file
+
+
+def _owner(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+    except ValueError:  # killed before it had written
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _named(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', 'this machine')} since {owner.get('since', 'just now')}"
+
+
+def sync_folder(path: Path) -> None:
+    """Brings the names in the folder ``path`` to the disk, where the system can."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,4 +1,6 @@
-"""Image files -> uint8 [N, 224, 224, 3] on the device: decoding and bicubic resizing, from a warm page cache.
+"""Image files -> uint8 [N, 224, 224, 3] on the device: decoding and bicubic resizing, from a warm page cache, and a cache of the same images
+(`fastidc.data.cache`): 2,048 rows in a shuffled order, warm but where a row says "cold", which has the rows of every call forgotten first.
+"cache build" is the whole build, with a worker a thread, on the host whatever the device.
 
 The gate's truth is Pillow's, whose bicubic filter the official code uses. Another decoder rounds otherwise and another resampler weighs
 otherwise, so its limit is a relative norm of 3%: enough for both, far from a wrong filter or a swapped channel.
@@ -16,6 +18,7 @@ import torch
 from bench.case import Case, Inputs, Variant, Verdict
 from bench.cases import Scale, of
 from bench.gate import relative
+from bench.peers import cached
 from bench.peers import loader as peers
 
 ABOUT = "image files -> uint8 pixels on the device; images/s on CUDA, ratios on a CPU"
@@ -24,20 +27,24 @@ LIMIT = 0.03
 SETTINGS = {"paper": {"seconds": 8.0, "least": 3, "most": 10, "warm_up": 1}, "smoke": {"least": 3, "most": 3, "warm_up": 1}}
 DTYPES = (torch.float32,)  # of nothing here: pixels are uint8
 SIDE = 224
+BUILT = 128  # images of a build: enough for its end, when they are brought to the disk, to be a small share
 
 
 def cases(scale: Scale, device: str, dtype: torch.dtype) -> list[Case]:
-    return [_case(*shape, device) for shape in of("loader", scale)]
+    shapes = of("loader", scale)
+    kind, count, width, height = shapes[0]
+    together = count if scale == "smoke" else BUILT
+    return [*(_case(*shape, device) for shape in shapes), _case(kind, together, width, height, "cpu", build=True)]
 
 
-def _case(kind: str, count: int, width: int, height: int, device: str) -> Case:
+def _case(kind: str, count: int, width: int, height: int, device: str, build: bool = False) -> Case:
     def inputs(device: str, dtype: torch.dtype, seed: int) -> Inputs:
         return {"paths": files(kind, count, width, height), "side": SIDE}
 
     return Case(
         family="loader",
-        name=f"{kind} {width}x{height} N={count}",
-        shape={"kind": kind, "count": count},
+        name=f"{'cache build, ' * build}{kind} {width}x{height} N={count}",
+        shape={"kind": kind, "count": count, "build": build},
         device=device,
         dtype=torch.float32,
         make_inputs=inputs,
@@ -67,7 +74,7 @@ def files(kind: str, count: int, width: int, height: int) -> tuple[str, ...]:
 
 
 def variants(case: Case) -> list[Variant]:
-    return peers.variants()
+    return cached.build_variants() if case.shape["build"] else [*peers.variants(), *cached.variants()]
 
 
 def check(case: Case, variant: Variant, function) -> Verdict:

@@ -1,26 +1,54 @@
-"""Pixels: decoding as the official code sees them, and a bounded memory of what was decoded."""
+"""Pixels: decoding as the official code sees them, what every source of pixels offers, and a bounded memory of what was decoded."""
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastidc.errors import FastidcError
+
+
+class Pixels(Protocol):
+    """Where a loader gets its images from, and the only thing in which loaders differ. Safe to call from several threads."""
+
+    size: int
+    name: str  # as a user reads it
+
+    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+        """Starts to read ``paths`` on ``pool`` and returns what waits for them: uint8 [len(paths), size, size, 3], the caller's own.
+
+        pinned: in page-locked memory, from which a GPU copies while the host goes on. An error in a file is raised by the callable.
+        """
 
 
 def decode(path: str | Path, size: int) -> np.ndarray:
     """The image at ``path`` as uint8 [size, size, 3]: RGB, squashed with PIL's bicubic filter, never cropped (clip4idc.md 6.1)."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            return to_array(image, size)
-    except FileNotFoundError:
-        raise FastidcError(f"{path}: no such image.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(
-            f"{path}: cannot be read as an image ({error}); replace the file or take its pair out of the annotations."
-        ) from None
+    with _named(path), Image.open(path) as image:
+        return to_array(image, size)
+
+
+def decode_bytes(data: bytes, path: str | Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """`check_file` and `decode` of a file whose content is ``data``: uint8 [size, size, 3] and the image's own (width, height)."""
+    from PIL import Image, UnidentifiedImageError
+
+    file = BytesIO(data)
+    with _named(path):
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            raise OSError(f"cannot identify image file {str(path)!r}") from None  # Pillow would name the buffer
+        if image.format == "PNG":
+            check_png_end(file)
+        return to_array(image, size), image.size
 
 
 def to_array(image, size: int) -> np.ndarray:
@@ -37,14 +65,31 @@ def check_file(path: Path) -> None:
     """FastidcError unless ``path`` begins as an image and, being PNG, ends as one; reads its two ends only, decodes nothing."""
     from PIL import Image
 
-    try:
+    with _named(path):
         with Image.open(path) as image:
             is_png = image.format == "PNG"
         if is_png:
             with path.open("rb") as file:
-                file.seek(-12, 2)
-                if file.read()[4:8] != b"IEND":
-                    raise OSError("the file is cut off before its end")
+                check_png_end(file)
+
+
+def check_png_end(file: BinaryIO) -> None:
+    """OSError unless ``file`` ends as PNG does; leaves it where it stands."""
+    before = file.tell()
+    file.seek(-12, 2)
+    end = file.read()
+    file.seek(before)
+    if end[4:8] != b"IEND":
+        raise OSError("the file is cut off before its end")
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """What Pillow and the disk say about ``path``, as one sentence."""
+    from PIL import Image
+
+    try:
+        yield
     except FileNotFoundError:
         raise FastidcError(f"{path}: no such image.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -53,8 +98,15 @@ def check_file(path: Path) -> None:
         ) from None
 
 
+def empty_batch(count: int, size: int, pinned: bool) -> Tensor:
+    """uint8 [count, size, size, 3] to write into, page-locked where ``pinned``."""
+    return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
+
+
 class ImageStore:
-    """`decode` with a memory of at most ``max_bytes``: what fits is decoded once. Safe to call from several threads."""
+    """Pillow: `decode` with a memory of at most ``max_bytes``, so what fits is decoded once. A source of `Pixels`."""
+
+    name = "Pillow"
 
     def __init__(self, size: int, max_bytes: int = 2 << 30):
         self.size = size
@@ -72,3 +124,15 @@ class ImageStore:
                     self._kept[path] = image
                     self._room -= image.nbytes
         return image
+
+    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+        """See `Pixels`."""
+        futures = [pool.submit(self.__getitem__, path) for path in paths]
+
+        def wait() -> Tensor:
+            batch = empty_batch(len(futures), self.size, pinned)
+            for row, future in zip(batch.numpy(), futures, strict=True):
+                row[...] = future.result()
+            return batch
+
+        return wait

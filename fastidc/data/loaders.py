@@ -1,7 +1,9 @@
 """Records -> batches. Every random draw is a function of (seed, epoch, sample), so threads and order of decoding change nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastidc.config import PAD_ID, Recipe
-from fastidc.data.images import ImageStore, check_file
+from fastidc.data.images import Pixels, check_file
 from fastidc.data.random import generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
@@ -114,8 +116,23 @@ def pad(rows: Sequence[Sequence[int]]) -> Tensor:
     return out
 
 
+@dataclass
+class Meter:
+    """How fast images came, and how long a run stood still for them."""
+
+    images: int = 0
+    seconds: float = 0.0  # of epochs, whatever else they did
+    waited: float = 0.0  # of these, until a batch was there
+
+    def summary(self) -> str:
+        """ "1,234 images/s, 5% of the time spent waiting for them" """
+        seconds = max(self.seconds, 1e-9)
+        return f"{self.images / seconds:,.0f} images/s, {self.waited / seconds:.0%} of the time spent waiting for them"
+
+
 class PairLoader:
-    """Batches of an epoch, decoded by ``workers`` threads (Pillow frees the interpreter lock) one batch ahead of the training step.
+    """Batches of an epoch, read by ``workers`` threads from any source of `Pixels`, and put together by one more thread while the training step
+    runs. The source changes nothing but the speed. ``pinned``: batches lie in page-locked memory.
 
     ``recipe.batch_size`` samples make an optimiser's step: ``recipe.accumulate`` batches, each shared out among ``size`` processes, of
     which this one is number ``rank``. The samples of a step are the same whatever the number of processes.
@@ -126,12 +143,14 @@ class PairLoader:
         stage: str,
         records: Sequence[PairRecord],
         tokenizer: Tokenizer,
-        images: ImageStore,
+        images: Pixels,
         recipe: Recipe,
         workers: int = 4,
         rank: int = 0,
         size: int = 1,
+        pinned: bool = False,
     ):
+        self.pinned, self.meter = pinned, Meter()
         self.rank, self.stage, self.tokenizer, self.images, self.recipe, self.workers = rank, stage, tokenizer, images, recipe, workers
         self.samples: Sequence = adaptation_samples(records) if stage == "adapt" else list(records)
         self._draw: Callable = draw_adaptation if stage == "adapt" else draw_captioning
@@ -160,13 +179,18 @@ class PairLoader:
         def draw(chunk: np.ndarray) -> list[Sample]:
             return [self._draw(self.samples[i], self.recipe, epoch) for i in chunk]
 
-        yield from prefetch((draw(chunk) for chunk in chunks), self._collate, self.images, self.workers)
+        drawn = (draw(chunk) for chunk in chunks)
+        yield from ahead(prefetch(drawn, self._collate, self.images, self.workers, self.pinned), self.meter)
 
-    def _collate(self, samples: list[Sample], images: list[np.ndarray]) -> PairBatch:
-        batch = torch.from_numpy(np.stack(images)).unflatten(0, (len(samples), -1))
-        mirrored = torch.tensor([sample.mirrored for sample in samples])
-        if mirrored.any():
-            batch[mirrored] = batch[mirrored].flip(3)  # [B, K, H, W, 3]: columns
+    def summary(self) -> str:
+        """Which source is in use, and how fast it has been since the last summary."""
+        said, self.meter = f"Loader: {self.images.name}; {self.meter.summary()}.", Meter()
+        return said
+
+    def _collate(self, samples: list[Sample], images: Tensor) -> PairBatch:
+        batch = images.unflatten(0, (len(samples), -1))
+        for row in (i for i, sample in enumerate(samples) if sample.mirrored):
+            batch[row] = batch[row].flip(2)  # [K, H, W, 3]: columns
         ids, words = [sample.id for sample in samples], self.recipe.max_words
         if self.stage == "adapt":
             return PairBatch(batch, ids, text=PackedText.of([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
@@ -176,33 +200,63 @@ class PairLoader:
         return PairBatch(batch, ids, input_ids=inputs, target_ids=targets)
 
 
-def check_images(records: Sequence[PairRecord], workers: int = 4) -> None:
+def distinct_images(splits: Iterable[Iterable[PairRecord]]) -> list[Path]:
+    """Every image once, in the order of the records, so that those of a scene are neighbours."""
+    return list(dict.fromkeys(path for split in splits for record in split for path in record.images))
+
+
+def check_images(paths: Sequence[Path], workers: int = 4) -> None:
     """Looks at every image file before a long run does (`fastidc.data.images.check_file`); FastidcError names the first bad one."""
-    paths = [path for record in records for path in record.images]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         for _ in tqdm(pool.map(check_file, paths), total=len(paths), desc="check images", unit="image", leave=False):
             pass
 
 
-def prefetch(batches: Iterator[list[Sample]], collate: Callable, images: ImageStore, workers: int) -> Iterator[PairBatch]:
-    """Decodes one batch ahead; an error in a file surfaces where its batch is asked for."""
+def prefetch(
+    batches: Iterator[list[Sample]],
+    collate: Callable[[list[Sample], Tensor], PairBatch],
+    images: Pixels,
+    workers: int,
+    pinned: bool = False,
+) -> Iterator[PairBatch]:
+    """Reads one batch ahead; an error in a file surfaces where its batch is asked for."""
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        waiting: list[tuple[list[Sample], list]] = []
+        waiting: list[tuple[list[Sample], Callable[[], Tensor]]] = []
         for samples in batches:
-            waiting.append((samples, [pool.submit(images.__getitem__, path) for sample in samples for path in sample.images]))
+            waiting.append((samples, images.start([path for sample in samples for path in sample.images], pool, pinned)))
             if len(waiting) > 1:
-                ready, futures = waiting.pop(0)
-                yield collate(ready, [future.result() for future in futures])
-        for ready, futures in waiting:
-            yield collate(ready, [future.result() for future in futures])
+                ready, pixels = waiting.pop(0)
+                yield collate(ready, pixels())
+        for ready, pixels in waiting:
+            yield collate(ready, pixels())
 
 
-def in_order(records: Sequence[PairRecord], images: ImageStore, batch_size: int, workers: int = 4) -> Iterator[PairBatch]:
+def ahead(batches: Iterator[PairBatch], meter: Meter | None = None) -> Iterator[PairBatch]:
+    """``batches``, each next one made by a thread while the one before is in use. An error surfaces where its batch is asked for."""
+    meter = Meter() if meter is None else meter
+    began = time.perf_counter()
+    try:
+        with closing(batches), ThreadPoolExecutor(max_workers=1) as pool:
+            coming = pool.submit(next, batches, None)
+            while True:
+                asked = time.perf_counter()
+                batch = coming.result()
+                meter.waited += time.perf_counter() - asked
+                if batch is None:
+                    return
+                coming = pool.submit(next, batches, None)
+                meter.images += batch.images.shape[0] * batch.images.shape[1]
+                yield batch
+    finally:
+        meter.seconds += time.perf_counter() - began
+
+
+def in_order(records: Sequence[PairRecord], images: Pixels, batch_size: int, workers: int = 4, pinned: bool = False) -> Iterator[PairBatch]:
     """The pairs of ``records`` as they stand, for evaluation: images and ids only, the last batch incomplete."""
     samples = [Sample(record.id, record.images, ()) for record in records]
     chunks = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
 
-    def collate(part: list[Sample], arrays: list[np.ndarray]) -> PairBatch:
-        return PairBatch(torch.from_numpy(np.stack(arrays)).unflatten(0, (len(part), -1)), [sample.id for sample in part])
+    def collate(part: list[Sample], pixels: Tensor) -> PairBatch:
+        return PairBatch(pixels.unflatten(0, (len(part), -1)), [sample.id for sample in part])
 
-    yield from prefetch(chunks, collate, images, workers)
+    yield from prefetch(chunks, collate, images, workers, pinned)

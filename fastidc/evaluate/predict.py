@@ -1,15 +1,12 @@
 """A model over a split: captions of every pair, embeddings of every pair and sentence."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastidc.data.images import ImageStore
-from fastidc.data.loaders import PairBatch, in_order
+from fastidc.data.images import Pixels
+from fastidc.data.loaders import PairBatch, ahead, in_order
 from fastidc.data.records import PairRecord
 from fastidc.evaluate.retrieval import unique_sentences
 from fastidc.packed import PackedText
@@ -24,24 +21,14 @@ def references_of(records: Iterable[PairRecord]) -> dict[str, list[str]]:
     return references
 
 
-def _ready(records: Sequence[PairRecord], images: ImageStore, batch_size: int, pinned: bool) -> Iterator[PairBatch]:
+def _ready(records: Sequence[PairRecord], images: Pixels, batch_size: int, pinned: bool) -> Iterator[PairBatch]:
     """`in_order`, each next batch put together by a thread while the one before is in use; ``pinned`` for a copy that a GPU need not wait
     for. An error in a file surfaces where its batch is asked for."""
-    batches = in_order(records, images, batch_size)
-
-    def following() -> PairBatch | None:
-        batch = next(batches, None)
-        return batch if batch is None or not pinned else replace(batch, images=batch.images.pin_memory())
-
-    with closing(batches), ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = pool.submit(following)
-        while (batch := waiting.result()) is not None:
-            waiting = pool.submit(following)
-            yield batch
+    yield from ahead(in_order(records, images, batch_size, pinned=pinned))
 
 
 def _encoded(
-    model, records: Sequence[PairRecord], images: ImageStore, batch_size: int, bar, with_tokens: bool
+    model, records: Sequence[PairRecord], images: Pixels, batch_size: int, bar, with_tokens: bool
 ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     device = next(model.parameters()).device
     for batch in _ready(records, images, batch_size, pinned=device.type == "cuda"):
@@ -56,7 +43,7 @@ def predict_captions(
     model,
     tokenizer: Tokenizer,
     records: Sequence[PairRecord],
-    images: ImageStore,
+    images: Pixels,
     *,
     batch_size: int = 64,
     max_length: int = 32,
@@ -79,7 +66,7 @@ def predict_captions(
 
 
 @torch.no_grad()
-def embed_pairs(model, records: Sequence[PairRecord], images: ImageStore, *, batch_size: int = 64, bar=None) -> Tensor:
+def embed_pairs(model, records: Sequence[PairRecord], images: Pixels, *, batch_size: int = 64, bar=None) -> Tensor:
     """[P, E] fp32 on the CPU, the embedding of every (before, after). The model must be in evaluation mode."""
     parts = [embedding[:, 0].float().cpu() for _, embedding, _ in _encoded(model, records, images, batch_size, bar, False)]
     return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim)

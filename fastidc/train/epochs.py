@@ -106,6 +106,7 @@ class Training:
         self.losses.clear()
         self.last_epoch = epoch
         self.log.info("Epoch %d/%s Finished, Train Loss: %f", epoch + 1, self.args.epochs, loss)
+        self.log.info(self.session.loader.summary())
         self.world.on_main(lambda: self._save(epoch, loss))
         stop = self._select(epoch)
         self.shown = time.perf_counter()

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from fastidc.data.sources import LOADERS
 from fastidc.errors import FastidcError
 
 # Flags that decide nothing in the official code, with its defaults. They are accepted so that a command line can be kept.
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--epochs", type=int, default=20)
     run.add_argument("--seed", type=int, default=42, help="of initialisation, order, captions and dropout, on every data set")
     run.add_argument("--n_display", type=int, default=100, help="log a line every so many optimiser steps")
-    run.add_argument("--num_thread_reader", type=int, default=1, help="threads that decode images; they never change a result")
+    run.add_argument("--num_thread_reader", type=int, default=1, help="threads that read images; they never change a result")
     run.add_argument(
         "--gt_dir",
         default=None,
@@ -130,6 +131,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="products of the blocks in 8-bit floating point where they gain from it (bf16 on Ada, Hopper or newer)",
     )
+    ours.add_argument(
+        "--loader",
+        choices=LOADERS,
+        default="auto",
+        help="pixels decoded by pillow, or from a cache (`fastidc cache build`) on the disk or held in memory; auto takes a cache that fits",
+    )
+    ours.add_argument("--cache", default=None, help="the cache; by default fastidc-cache-SIZE.bin in the folder of --data_path")
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     ours.add_argument("--tensorboard", action="store_true", help="also write curves into {output_dir}/tensorboard")
 

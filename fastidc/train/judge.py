@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from fastidc.config import Recipe
-from fastidc.data.images import ImageStore
+from fastidc.data.images import Pixels
 from fastidc.data.records import PairRecord
 from fastidc.evaluate.paper import KS
 from fastidc.evaluate.predict import embed_pairs, embed_sentences, predict_captions, references_of, sentences_of
@@ -31,7 +31,7 @@ class Judge:
         stage: Stage,
         model: CLIP4IDC,
         tokenizer: Tokenizer,
-        images: ImageStore,
+        images: Pixels,
         recipe: Recipe,
         world: World,
         precision: Precision,

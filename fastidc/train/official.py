@@ -11,9 +11,9 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastidc import checkpoint
-from fastidc.data.images import ImageStore
-from fastidc.data.loaders import check_images
+from fastidc.data.loaders import check_images, distinct_images
 from fastidc.data.records import PairRecord, load_records, recognise
+from fastidc.data.sources import choose
 from fastidc.errors import FastidcError
 from fastidc.ops import check_environment
 from fastidc.tokenizer import Tokenizer
@@ -73,9 +73,12 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     if args.tensorboard:
         check_tensorboard()
     out = Path(args.output_dir)
-    images = ImageStore(model.config.image_size)
     evaluation_batch = min(args.batch_size_val, _LARGEST_EVALUATION_BATCH)
     workers = max(1, args.num_thread_reader)
+    paths, size = distinct_images(records.values() if args.do_train else [records["test"]]), model.config.image_size
+    cache = None if args.cache is None else Path(args.cache)
+    chosen = world.on_main(lambda: choose(args.loader, cache, args.data_path, paths, size, workers))
+    images = chosen.open(args.data_path, paths, size, pinned=device.type == "cuda")
     search = {"beams": args.beams, "length_penalty": args.length_penalty}
     session, selection = None, Selection(out, args.select)
     if args.do_train:
@@ -103,13 +106,15 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     else:
         precision.prepare(model.to(device))
         judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch, **search)
-    splits = records.values() if args.do_train else [records["test"]]
-    world.on_main(lambda: check_images([record for split in splits for record in split], workers))
+    if chosen.loader == "pillow":  # a cache has been compared with them
+        world.on_main(lambda: check_images(paths, workers))
     world.on_main(lambda: _make_folder(out))
     log = _log(out, world)
     try:
         with logging_redirect_tqdm([log]), Examiner(log, judge, kind, records, references, args.ties, out) as examiner:
             _announce(log, args, dead, why, notices, device, records, stage)
+            if chosen.note:
+                log.info(chosen.note)
             if session is None:
                 examiner.final("eval")
             else:

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from fastidc import checkpoint
 from fastidc.config import PRESETS, ModelConfig, Preset, Recipe, TrainOptions, preset
-from fastidc.data.images import ImageStore
-from fastidc.data.loaders import check_images
+from fastidc.data.loaders import check_images, distinct_images
 from fastidc.data.records import PairRecord, all_captions, load_records, recognise
+from fastidc.data.sources import choose
 from fastidc.errors import FastidcError
 from fastidc.evaluate.coco import write_references, write_results
 from fastidc.evaluate.predict import references_of
@@ -108,15 +108,15 @@ def _prepare_folder(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def train(stage: Stage, options: TrainOptions, images: ImageStore | None = None) -> dict:
-    """Runs one stage, in this process or (under torchrun) in each of many. ``images`` may be shared by stages that read the same files at
-    the same size. Leaves config.json, log.jsonl, model.safetensors and metrics.json in ``options.out`` (captioning also hyp_test.json and
-    references.json) and returns the metrics. Everything that can be wrong is checked before the folder is made."""
+def train(stage: Stage, options: TrainOptions) -> dict:
+    """Runs one stage, in this process or (under torchrun) in each of many. Leaves config.json, log.jsonl, model.safetensors and metrics.json
+    in ``options.out`` (captioning also hyp_test.json and references.json) and returns the metrics. Everything that can be wrong is checked
+    before the folder is made."""
     with processes(options.device) as (world, device):
-        return _train(stage, options, images, world, device)
+        return _train(stage, options, world, device)
 
 
-def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world: World, device: torch.device) -> dict:
+def _train(stage: Stage, options: TrainOptions, world: World, device: torch.device) -> dict:
     dataset = recognise(options.data) if options.dataset == "auto" else options.dataset
     chosen, recipe = resolve(stage, options, dataset)
     precision = choose_precision(options.precision, device)
@@ -135,12 +135,14 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
         raise FastidcError(
             f"{source}: max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words."
         )
+    paths, size = distinct_images(records.values()), model.config.image_size
+    chosen_loader = world.on_main(lambda: choose(options.loader, options.cache, options.data, paths, size, options.workers))
     session = Session(
         stage,
         recipe,
         model,
         records["train"],
-        images or ImageStore(model.config.image_size),
+        chosen_loader.open(options.data, paths, size, pinned=device.type == "cuda"),
         world,
         device,
         precision,
@@ -156,7 +158,10 @@ def _train(stage: Stage, options: TrainOptions, images: ImageStore | None, world
         say(advice)
     if options.tensorboard:
         check_tensorboard()
-    world.on_main(lambda: check_images([record for split in records.values() for record in split], options.workers))
+    if chosen_loader.note:
+        say(chosen_loader.note)
+    if chosen_loader.loader == "pillow":  # a cache has been compared with them
+        world.on_main(lambda: check_images(paths, options.workers))
     world.on_main(lambda: prepare_folder(options.out, options.overwrite))
     return _Run(options, chosen, dataset, session, records).go()
 
@@ -175,6 +180,7 @@ class _Run:
             "recipe": dataclasses.asdict(session.recipe),
             "run": {
                 "data": str(options.data),
+                "loader": session.loader.images.name,
                 "dataset": dataset,
                 "init": options.init,
                 "device": session.device.type,
@@ -217,6 +223,8 @@ class _Run:
                 )
         finally:
             self.log.close()
+        if self.world.is_main:
+            tqdm.write(session.loader.summary())
         if self.best is None:
             self.save()
         else:

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from fastidc.config import Recipe
-from fastidc.data.images import ImageStore
+from fastidc.data.images import Pixels
 from fastidc.data.loaders import PairLoader
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
@@ -39,7 +39,7 @@ class Session:
         recipe: Recipe,
         model: CLIP4IDC,
         records: Sequence[PairRecord],
-        images: ImageStore,
+        images: Pixels,
         world: World,
         device: torch.device,
         precision: Precision,
@@ -67,7 +67,8 @@ class Session:
         if self.policy.shadows.active:
             self.model.shadows, _ = shadows_for(self.model, stage, recipe, precision, world)
         self.tokenizer = Tokenizer.of(model.config)
-        self.loader = PairLoader(stage, records, self.tokenizer, images, recipe, workers, world.rank, world.size)
+        pinned = device.type == "cuda"
+        self.loader = PairLoader(stage, records, self.tokenizer, images, recipe, workers, world.rank, world.size, pinned)
         self.total_steps = recipe.steps or self.loader.steps * recipe.epochs
         # The official schedule counts an epoch's batches that do not fill a step; with one batch a step the two numbers are the same.
         planned = recipe.steps or (self.loader.batches + recipe.accumulate - 1) / recipe.accumulate * recipe.epochs

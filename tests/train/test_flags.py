@@ -33,6 +33,8 @@ OURS = {
     "length_penalty",
     "token_mean",
     "device",
+    "loader",
+    "cache",
     "tensorboard",
     "help",
 }

@@ -1,0 +1,168 @@
+"""Which source of pixels a run reads, and the cache as one: mapped from the disk, or held in memory."""
+
+import mmap
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastidc.data.cache import HEADER_BYTES, Cache, default_path
+from fastidc.data.images import ImageStore, Pixels, empty_batch
+from fastidc.errors import FastidcError
+
+LOADERS = ("auto", "pillow", "cache", "memory")
+_PART = 16  # images that one thread copies at a time
+
+
+class CachedImages:
+    """A cache as a source of `Pixels`: a batch is one gather of its rows. ``rows``: path -> row, see `Cache.rows`.
+
+    in_memory: the cache is read once, whole, into this process's memory (page-locked where ``pinned``); else it stays on the disk, of
+    which the system keeps in memory what fits, once for all processes.
+    """
+
+    def __init__(self, cache: Cache, rows: Mapping[Path, int], in_memory: bool = False, pinned: bool = False):
+        self.size, self._rows, self._mapped = cache.size, rows, None
+        self.name = f"cache in memory, {cache.path}" if in_memory else f"cache on disk, {cache.path}"
+        if in_memory:
+            self._pixels = _in_memory(cache, pinned)
+        else:
+            self._pixels, self._mapped = np.asarray(cache.pixels), cache.pixels.base
+
+    def __getitem__(self, path: Path) -> np.ndarray:
+        """uint8 [size, size, 3], read-only."""
+        image = self._pixels[self._row(path)]
+        image.flags.writeable = False
+        return image
+
+    def _row(self, path: Path) -> int:
+        try:
+            return self._rows[path]
+        except KeyError:
+            raise FastidcError(f"{path}: is not among the images that {self.name} was opened for.") from None
+
+    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+        """See `Pixels`."""
+        return self.gather([self._row(path) for path in paths], pool, pinned)
+
+    def gather(self, rows: Sequence[int], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+        """`start` by rows of the cache."""
+        batch = empty_batch(len(rows), self.size, pinned)
+        out, index = batch.numpy(), np.asarray(rows, dtype=np.intp)
+        if self._mapped is not None:
+            self._announce(index)
+
+        def copy(part: slice) -> None:
+            # "clip" writes straight into ``out``, where the default goes through a buffer; every row is inside
+            np.take(self._pixels, index[part], axis=0, out=out[part], mode="clip")
+
+        futures = [pool.submit(copy, slice(first, first + _PART)) for first in range(0, len(index), _PART)]
+
+        def wait() -> Tensor:
+            for future in futures:
+                future.result()
+            return batch
+
+        return wait
+
+    def _announce(self, index: np.ndarray) -> None:
+        """Asks the disk for all rows of a batch at once: touching them would wait for one piece after another."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        one, before = self._pixels[0].nbytes, HEADER_BYTES % mmap.ALLOCATIONGRANULARITY  # the map begins at a multiple of it
+        for first, count in _runs(index):
+            start = before + first * one
+            aligned = start - start % mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, aligned, start - aligned + count * one)
+
+
+def _runs(index: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first, how many) of rows that follow each other, as those of a scene do."""
+    if len(index):
+        breaks = np.flatnonzero(np.diff(index) != 1) + 1
+        starts = [0, *breaks.tolist()]
+        yield from ((int(index[a]), b - a) for a, b in zip(starts, [*starts[1:], len(index)], strict=True))
+
+
+def _in_memory(cache: Cache, pinned: bool) -> np.ndarray:
+    needed, free = cache.pixels.nbytes, _available_bytes()
+    if free is not None and needed > free:
+        raise FastidcError(
+            f"{cache.path}: holds {needed / 1e9:.1f} GB of pixels, and {free / 1e9:.1f} GB of memory are free; read it with --loader cache."
+        )
+    held = torch.empty(cache.pixels.shape, dtype=torch.uint8)
+    pixels = held.numpy()
+    for first in tqdm(range(0, len(pixels), 512), desc="cache to memory", unit="part", leave=False, delay=1):
+        pixels[first : first + 512] = cache.pixels[first : first + 512]
+    if pinned:
+        _page_lock(held, cache.path)
+    return pixels
+
+
+def _page_lock(held: Tensor, path: Path) -> None:
+    """Not by ``pin_memory``, whose allocator takes the next power of two: 32 GiB for the 18 GB of CLEVR-Change."""
+    runtime = torch.cuda.cudart()
+    if code := int(runtime.cudaHostRegister(held.data_ptr(), held.nbytes, 0)):
+        raise FastidcError(f"{path}: CUDA cannot page-lock {held.nbytes / 1e9:.1f} GB (error {code}); read it with --loader cache.")
+    weakref.finalize(held, runtime.cudaHostUnregister, held.data_ptr()).atexit = False
+
+
+def _available_bytes() -> int | None:
+    """Memory that can be had without swapping, where the system says it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The source that a run reads, decided once and told to all of its processes."""
+
+    loader: str  # "pillow", "cache" or "memory"
+    cache: Path | None = None
+    note: str | None = None  # for the user, where there was something to decide
+
+    def open(self, root: str | Path, paths: Sequence[Path], size: int, pinned: bool) -> Pixels:
+        """The source of ``paths``; every process opens its own."""
+        if self.loader == "pillow":
+            return ImageStore(size)
+        cache = Cache(self.cache)
+        return CachedImages(cache, cache.rows(root, paths), self.loader == "memory", pinned)
+
+
+def choose(loader: str, cache: Path | None, root: str | Path, paths: Sequence[Path], size: int, workers: int = 4) -> Choice:
+    """What ``--loader`` and ``--cache`` mean for the images ``paths`` of the data set ``root`` at ``size``.
+
+    "auto": the cache that is given, else one in the data set's folder (`default_path`) that holds all images as they are now, else Pillow.
+    FastidcError where a cache that was asked for does not fit; one that was only found is then passed over, which the note says.
+    """
+    if loader not in LOADERS:
+        raise FastidcError(f"--loader is {loader!r}; one of {', '.join(LOADERS)} was expected.")
+    if loader == "pillow":
+        if cache is not None:
+            raise FastidcError(f"--loader pillow reads no cache, and --cache names {cache}; leave one of them out.")
+        return Choice("pillow")
+    path, asked = cache or default_path(root, size), cache is not None or loader != "auto"
+    if not asked and not path.is_file():
+        return Choice("pillow")
+    try:
+        opened = Cache(path)
+        if opened.size != size:
+            raise FastidcError(
+                f"{path}: holds images of {opened.size} x {opened.size}, and the model reads {size} x {size}; build another cache with "
+                f"`fastidc cache build --data {root} --size {size}`."
+            )
+        opened.check_fresh(root, opened.rows(root, paths), workers)
+    except FastidcError as refusal:
+        if asked:
+            raise
+        return Choice("pillow", note=f"Images are decoded by Pillow: {refusal}")
+    return Choice("memory" if loader == "memory" else "cache", path, f"Images come from the cache {path}.")
