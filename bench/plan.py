@@ -44,7 +44,11 @@ def box(part: Part, later: Sequence[Part], left: float) -> float:
     return left if part.rest else max(part.least, min(left - reserved, PATIENCE * part.seconds))
 
 
-_KERNEL_TESTS = tuple(f"tests/ops/test_attention{part}.py" for part in ("", "_memory", "_dropout", "_calls"))
+_KERNEL_TESTS = (
+    *(f"tests/ops/test_{op}_calls.py" for op in ("bert_adam", "info_nce", "linear_cross_entropy")),
+    "tests/ops/test_patches_gpu.py",
+    *(f"tests/ops/test_attention{part}.py" for part in ("", "_memory", "_dropout", "_calls")),
+)
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "-p", "no:cacheprovider")
 _LONG = ("intra B/16 L=197 H=12", "inter B/16 L=394 H=12", "intra L/14 L=257 H=16", "inter L/14 L=514 H=16")  # the libraries' own ground
 _STEPS = ("B/32 adapt B=128", "B/32 finetune B=16", "B/32 adapt B=1024", "B/32 finetune B=256")

@@ -25,7 +25,8 @@ class Feature:
 
 
 # In the order of the picture; the next feature is one more line. What the backward pass leaves out for frozen layers and matrices has no bar:
-# with it they would train.
+# with it they would train. Nor has what is made again instead of kept, which saves memory; FP8, which gives other numbers; and bf16 buckets,
+# which several GPUs have.
 FEATURES = (
     Feature("bf16", {"precision": "fp32"}),
     Feature("no text tower", {"text_tower": True}, ("finetune",)),

@@ -218,7 +218,7 @@ class TrainOptions:
     """torch.compile around the captioner; auto compiles on CUDA. Dropout draws other masks than without."""
     graph: Literal["auto", "on", "off"] = "auto"
     """The whole training step as a CUDA graph for each shape of batch; auto does with one process, the official optimiser and bf16 or fp32.
-    off trains step by step, with the same results."""
+    off trains step by step, with the same results but for rounding and dropout's draws."""
     fp8: bool = False
     """Products of the blocks in 8-bit floating point in training, where they gain from it (Ada, Hopper or newer, bf16); weights' gradients stay
     bf16. It gives other numbers than bf16 does."""

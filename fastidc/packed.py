@@ -108,7 +108,9 @@ def token_bucket(tokens: int) -> int:
 
 
 def length_bucket(length: int, longest: int) -> int:
-    """The same for the length of a batch's longest caption, of a model of ``longest`` positions."""
+    """The same for the length of a batch's longest caption, of a model of ``longest`` positions; FastidcError where it has fewer."""
+    if length > longest:
+        raise FastidcError(f"captions of {length} tokens exceed the model's {longest} positions; lower max_words.")
     for size in (8, 16, 24, 32, 48, 64):
         if length <= size < longest:
             return size

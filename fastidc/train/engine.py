@@ -80,19 +80,22 @@ class Trainer:
         self.model, self.objectives, self.optimizer, self.micro_batch = model, objectives, optimizer, micro_batch
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
-        self.wrapped = model
+        self.wrapped, stream = model, None
         self.sharded, self.compiled = shards.is_sharded(model), model.caption_bucket is not None
         if world.size > 1 and not self.sharded:
             # The buffers are constants; unasked, every forward would broadcast them.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name for name, _ in model.named_buffers()])
-            with _aside(device, graphs):
+            # Where gradients are accumulated is decided when it is made, and nothing captured may touch the stream that everything else is on.
+            stream = torch.cuda.Stream(device) if graphs and device.type == "cuda" else None
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
             if reduce_dtype is not None:
                 self.wrapped.register_comm_hook(None, _compress(reduce_dtype))
         self.graphs, self.instead = None, instead
         if graphs:
             warm_up = WARM_UP if self.wrapped is model else WARM_UP_SHARED
-            self.graphs = StepGraphs(self._whole, device, warm_up, None if instead is None else self._without_graphs)
+            say = None if instead is None else self._without_graphs
+            self.graphs = StepGraphs(self._whole, device, warm_up, say, stream, self._addresses)
 
     def step(self, batches: Sequence[PairBatch]) -> tuple[Tensor, Tensor]:
         """Forward and backward of every batch, then one update by the mean of their losses. Returns that mean and the gradient norm before
@@ -115,6 +118,10 @@ class Trainer:
 
     def _whole(self, ready: Ready) -> tuple[Tensor, Tensor]:
         return self.passes(ready), self.optimizer.update()
+
+    def _addresses(self) -> tuple[int, int]:
+        """Changes when moments or shadows are other tensors than they were."""
+        return self.optimizer.loaded, 0 if self.model.shadows is None else self.model.shadows.adopted
 
     def _without_graphs(self, sentence: str) -> None:
         for p in self.optimizer.parameters:  # what was captured of them was never computed
@@ -156,12 +163,6 @@ def _compress(dtype: torch.dtype) -> Callable:
     if dtype != torch.bfloat16:
         raise FastidcError(f"gradients are averaged over processes in bf16 or as they are, not in {dtype}.")
     return default_hooks.bf16_compress_hook
-
-
-def _aside(device: torch.device, wanted: bool):
-    """Another stream: where gradients are accumulated is decided when DistributedDataParallel is made, and nothing captured may touch the
-    stream that everything else is on (PyTorch's notes on CUDA graphs)."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if wanted and device.type == "cuda" else nullcontext()
 
 
 MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale

@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
         "--graph",
         choices=("auto", "on", "off"),
         default="auto",
-        help="the whole step as a CUDA graph for each shape; auto does with one process; off gives the same results step by step",
+        help="the whole step as a CUDA graph for each shape; auto does with one process; off trains step by step, with the same results but for rounding and dropout's draws",
     )
     ours.add_argument(
         "--fp8",
@@ -168,6 +168,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
 
     if not args.do_train and not args.do_eval:
         refuse("give --do_train or --do_eval.")
+    if not args.do_train and (args.graph == "on" or args.fp8):
+        refuse("--graph on and --fp8 are of training, and there is no --do_train; leave them out.")
     if args.do_eval and not args.do_train and args.init_model is None:
         refuse("--do_eval evaluates a trained model; give it with --init_model.")
     if not args.output_dir:

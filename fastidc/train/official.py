@@ -24,6 +24,7 @@ from fastidc.train.flags import parse
 from fastidc.train.interpret import check_splits, images_folder, model_of, recipe_of, references_by_split, stage_of
 from fastidc.train.judge import Judge
 from fastidc.train.optim import Stage
+from fastidc.train.policy import policy
 from fastidc.train.precision import choose_precision
 from fastidc.train.resume import Selection, check_same, load_optimizer, model_file
 from fastidc.train.scalars import check_tensorboard
@@ -61,6 +62,8 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     precision = choose_precision(args.precision, device)
     check_environment(device, precision.dtype)
     recipe = recipe_of(args, stage, kind)
+    if args.do_train:  # what cannot be is said before anything is read
+        policy(stage, device.type, precision.name, recipe, world.size, compiling=args.compile, graph=args.graph, fp8=args.fp8)
     notices: list[str] = []
     records = _records(args, kind, notices.append)
     check_splits(args, records)

@@ -175,6 +175,7 @@ class Optimizer:
         self.param_groups = [group for inner in self.inner for group in inner.param_groups]
         self.base_lrs = [group["lr"] for group in self.param_groups]
         self._rates: Tensor | None = None
+        self.loaded = 0  # how often `load_state_dict` has put other tensors in the place of the moments
 
     @property
     def lrs(self) -> list[float]:
@@ -252,6 +253,7 @@ class Optimizer:
             for inner, saved in zip(self.inner, state["inner"], strict=True):
                 _check_moments(inner, saved["state"], state["steps"], source)
                 inner.load_state_dict(saved)
+            self.loaded += 1
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             self.steps = state["steps"]

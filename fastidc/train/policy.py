@@ -74,7 +74,7 @@ def policy(
         _compile(compiling, stage, device, fsdp),
         _graph(graph, device, precision, recipe, processes, fsdp),
         _shadows(precision, fsdp),
-        _buckets(device, precision, processes, fsdp),
+        _buckets(device, precision, processes, fsdp, graph),
         _fp8(fp8, device, precision, fsdp),
     )
 
@@ -130,10 +130,10 @@ def _shadows(precision: str, fsdp: bool) -> Part:
         return Part(False, f"{precision} casts no weights")
     if fsdp:
         return Part(False, "--fsdp gathers weights for a block at a time, which is when they are cast")
-    return Part(True, "no weight is cast in a step")
+    return Part(True, "a step casts next to no weight")
 
 
-def _buckets(device: str, precision: str, processes: int, fsdp: bool) -> Part:
+def _buckets(device: str, precision: str, processes: int, fsdp: bool, graph: Choice) -> Part:
     if processes == 1:
         return Part(False, "there is one process")
     if fsdp:
@@ -142,13 +142,16 @@ def _buckets(device: str, precision: str, processes: int, fsdp: bool) -> Part:
         return Part(False, f"{precision} is averaged in fp32")
     if device != "cuda":
         return Part(False, f"on {device} nothing travels far")
+    if graph == "on":
+        return Part(False, "what rounds the buckets is a call of Python's, which no graph was tried with")
     return Part(True, "half the bytes, and they travel while the backward pass goes on")
 
 
 def _fp8(wanted: bool, device: str, precision: str, fsdp: bool) -> Part:
-    if not wanted:
-        return Part(False, "not asked for (--fp8); it gives other numbers")
     refused = refusals(torch.device(device), precision, fsdp)
+    if not wanted:
+        cannot = f", and it cannot be: {refused[0].rstrip('.')}" if refused else "; it gives other numbers"
+        return Part(False, f"not asked for (--fp8){cannot}")
     if refused:
-        raise FastidcError(f"--fp8 cannot be: {' '.join(refused)}")
+        raise FastidcError(f"--fp8 cannot be: {refused[0]}")
     return Part(True, "as asked for: products of the blocks that gain from it, weights' gradients in bf16")

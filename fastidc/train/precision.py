@@ -44,6 +44,7 @@ class Precision:
         for name, parameter in model.named_parameters():
             half = self.name == "fp16-official" and is_half_officially(name)
             parameter.data = parameter.data.to(torch.float16 if half else torch.float32)
+            parameter.grad_dtype = parameter.dtype  # shadows of an earlier run may have left another
 
     def advice(self, clip_lr: float) -> str | None:
         """A sentence for those who bring the official rate to a mode in which it means something else; None where there is nothing to say.

@@ -25,6 +25,7 @@ from fastidc.train.compiled import shown_in
 from fastidc.train.distributed import World, processes
 from fastidc.train.engine import Step, StepLog, fit
 from fastidc.train.optim import Stage
+from fastidc.train.policy import policy
 from fastidc.train.precision import choose_precision
 from fastidc.train.scalars import Scalars, check_tensorboard
 from fastidc.train.session import Session
@@ -121,6 +122,8 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     chosen, recipe = resolve(stage, options, dataset)
     precision = choose_precision(options.precision, device)
     check_environment(device, precision.dtype)
+    wishes = {"compiling": options.compile, "graph": options.graph, "fp8": options.fp8}
+    policy(stage, device.type, precision.name, recipe, world.size, options.fsdp, **wishes)  # what cannot be is said before anything is read
     say = tqdm.write if world.is_main else lambda text: None
     records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say)
     if not records["train"]:

@@ -79,6 +79,7 @@ class Shadows:
                 p.grad_dtype = p.dtype
         self._shadows = [torch.empty_like(p, dtype=dtype, requires_grad=False) for p in self._masters]
         self._seen: list[tuple | None] = [None] * len(self._masters)
+        self.adopted = 0  # how often a master was another tensor than before
         self._index = {id(p): i for i, p in enumerate(self._masters)}
         groups: dict[str, list[int]] = {}
         for i, (name, (path, _, _)) in enumerate(zip(self._names, paths, strict=True)):
@@ -112,6 +113,7 @@ class Shadows:
             torch._foreach_copy_([self._shadows[i] for i in stale], [self._masters[i].detach() for i in stale])
 
     def _adopt(self, i: int, p: Tensor) -> None:
+        self.adopted += p is not self._masters[i]
         del self._index[id(self._masters[i])]
         self._masters[i], self._index[id(p)], self._seen[i] = p, i, _state(p)
         if self._shadows[i].shape != p.shape or self._shadows[i].device != p.device:

@@ -181,6 +181,22 @@ def test_a_broken_image_ends_the_run_with_its_name(tmp_path, capsys):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--graph", "on"], "--graph on cannot be: on cpu there are no launches to save; leave it out."),
+        (["--fp8", "--precision", "bf16"], "--fp8 cannot be: FP8 products need a CUDA device"),
+    ],
+)
+def test_what_a_cpu_cannot_have(data, tmp_path, capsys, flags, sentence):
+    line = ["adapt", "--data", str(data), "--preset", "tiny", "--device", "cpu", "--out", str(tmp_path / "run"), *flags]
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_earlier_run_is_not_overwritten(data, adapted, tmp_path, capsys):
     flags = ["adapt", "--data", str(data), "--preset", "tiny", "--batch-size", "4", "--steps", "1"]
     before = (adapted / "model.safetensors").read_bytes()
@@ -227,6 +243,7 @@ def test_help_and_unknown_commands(monkeypatch, tmp_path):
         assert f"attention, {call}: sdpa" in doctor.stdout
     for line in ("CUDA graph of the step: off, on cpu there are no launches to save", "bf16 gradient buckets: off, there is one process"):
         assert doctor.stdout.count(line) == 2, "of both stages"
+    assert doctor.stdout.count("adaptation has no captioner") == 1
     assert "never computed, whatever the device: the text tower; the before-image a second time" in doctor.stdout
     assert doctor.stdout.count("    xformers: it runs on CUDA, not on cpu.") == 1
     monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformers")

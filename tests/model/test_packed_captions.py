@@ -7,6 +7,8 @@ import worlds
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastidc.config import PAD_ID
+from fastidc.data.loaders import PairBatch
+from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.packed import PackedCaptions, PackedText, caption_lengths, length_bucket, token_bucket
 
@@ -69,6 +71,10 @@ def test_filled_tensors_have_one_size():
         packed = PackedCaptions.of(*captions(seed), **FILLED)
         shapes.add((packed.text.ids.shape, packed.text.cu_seqlens.shape, packed.cells.shape, packed.rows.shape, packed.targets.shape))
     assert len(shapes) == 1
+    assert (
+        PairBatch(torch.zeros(SAMPLES), [], captions=packed).target_counts().tolist()
+        == (captions(4)[1] != PAD_ID).sum(dim=(0, 2, 3)).tolist()
+    )
     with pytest.raises(ValueError, match="do not fit into 8"):
         PackedCaptions.of(*captions(), kinds=(8, 96), longest=16)
 
@@ -145,3 +151,5 @@ def test_buckets():
     assert len({token_bucket(tokens) for tokens in range(860, 940)}) <= 4
     assert [length_bucket(length, 77) for length in (1, 8, 9, 32, 65, 77)] == [8, 8, 16, 32, 77, 77]
     assert length_bucket(5, 6) == 6
+    with pytest.raises(FastidcError, match="captions of 7 tokens exceed the model's 6 positions"):
+        length_bucket(7, 6)

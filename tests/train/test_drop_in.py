@@ -229,6 +229,8 @@ def test_refusals(clevr, clip, adapted, tmp_path, capsys):
     assert "seed 42, and this one has 7" in ask(*line, "--seed", 7)
     assert "grouped otherwise" in ask("--resume_model", adapted / "pytorch_opt.bin.0", "--freeze_layer_num", 1)
     assert "--freeze_layer_num 99 exceeds the model's 3 layers" in ask("--freeze_layer_num", 99)
+    assert "--graph on cannot be: on cpu" in ask("--graph", "on")
+    assert "--fp8 cannot be: FP8 products need a CUDA device" in ask("--fp8", "--precision", "bf16")
     evaluate = ["--do_eval", "--data_path", str(clevr), "--output_dir", str(out), "--intra_num_hidden_layers", "2", "--device", "cpu"]
     assert "holds no captioner" in refused(capsys, out, main, [*evaluate, "--task_type", "caption", "--init_model", str(init)])
     assert "is a CLIP that never saw a pair" in refused(capsys, out, main, [*evaluate, "--init_model", str(clip)])

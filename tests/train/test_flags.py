@@ -52,6 +52,12 @@ def test_all_46_flags_of_each_script(flags):
     assert set(actions) == set(RETRIEVAL) | set(CAPTION) | OURS
 
 
+def test_flags_of_training_need_training():
+    for flags in (["--graph", "on"], ["--fp8"]):
+        with pytest.raises(FastidcError, match="--graph on and --fp8 are of training"):
+            parse(["--do_eval", "--init_model", "x", "--output_dir", "x", *flags])
+
+
 def test_dead_flags_are_named_and_both_spellings_of_local_rank_serve(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     _, dead = parse(["--do_train", "--output_dir", "x", "--fp16", "--margin", "0.3", "--local-rank", "1"])

@@ -110,6 +110,60 @@ def test_shapes_and_tensors():
     assert all(a is not b and torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(mapped(torch.clone, one)), strict=True))
 
 
+def test_weights_written_between_replays():
+    """What stands in for them in half precision follows, though a replay asks nobody."""
+    run = trainer("adapt", graphed=True, precision="bf16")
+    given = batch("adapt", 0, (12, 14))
+    for _ in range(3):
+        run.step([given])
+    with torch.no_grad():
+        next(iter(run.model.pair_encoder.blocks)).attention.qkv.weight.add_(1)
+    refreshed = []
+    original = run.model.shadows.refresh
+    run.model.shadows.refresh = lambda: refreshed.append(original())
+    run.graphs._graphs = dict.fromkeys(run.graphs._graphs)
+    run.graphs = lambda ready: refreshed.append("replay") or (torch.zeros(()), torch.zeros(()))
+    run.step([given])
+    assert refreshed == [None, "replay"]
+
+
+def test_moments_that_moved():
+    """A graph writes to where they were."""
+    run = trainer("adapt", graphed=True)
+    for _ in range(3):
+        run.step([batch("adapt", 0, (12, 14))])
+    assert len(run.graphs._graphs) == 1
+    run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()), "itself")
+    run.step([batch("adapt", 0, (12, 14))])
+    assert run.graphs.captured == 2, "captured anew, after an eager step"
+
+
+def test_no_memory_beside_the_graphs():
+    """They go, and the step is made again."""
+    said, full = [], []
+
+    def step(ready):
+        if full and len(ready[0]) == 5:
+            full.clear()
+            raise torch.OutOfMemoryError("no memory")
+        return (ready[0].sum(),)
+
+    run = StepGraphs(step, CPU, warm_up=1, instead=said.append)
+    run((torch.ones(2),))
+    full.append(True)
+    assert float(run((torch.ones(5),))[0]) == 5
+    assert not run._graphs
+    assert "ran out of memory" in said[0]
+    wanted = StepGraphs(step, CPU, warm_up=1)
+    wanted((torch.ones(2),))
+    full.append(True)
+    with pytest.raises(FastidcError, match="ran out of memory beside those that CUDA graphs keep; train with --graph off"):
+        wanted((torch.ones(5),))
+    full.append(True)
+    with pytest.raises(torch.OutOfMemoryError):
+        StepGraphs(step, CPU)((torch.ones(5),))
+
+
 def test_few_are_kept(monkeypatch):
     monkeypatch.setattr(graphs, "KEPT", 2)
     run = StepGraphs(lambda ready: (ready[0].sum(),), CPU, warm_up=1)
@@ -147,9 +201,21 @@ def test_a_step_that_cannot_be_captured():
         assert float(run.step(given)[0]) == pytest.approx(float(eager.step(given)[0]), rel=5e-6)
     assert len(said) == 1
     assert said[0].endswith("train with --graph off. It goes on without.")
+    kept = trainer("adapt", graphed=True, instead=said.append)
+    for p in kept.optimizer.parameters:
+        p.grad = torch.ones_like(p)
+    kept.graphs.instead("A sentence.")
+    assert all(p.grad is None for p in kept.optimizer.parameters), "what was captured of them was never computed"
     wanted.step([batch("adapt", 0, (12, 14))])
     with pytest.raises(FastidcError, match="cannot be captured"):
         wanted.step([batch("adapt", 1, (12, 14))])
+
+
+def test_chunks_of_a_step_are_alike():
+    run = trainer("adapt", graphed=True, micro_batch=2)
+    for seed in range(5):
+        (chunks, *others) = run.ready([batch("adapt", seed, (4, 16)), batch("adapt", 50 + seed, (14, 20))])
+        assert len({shape_of(chunk) for part in (chunks, *others) for chunk in part}) == 1
 
 
 @pytest.mark.parametrize("stage", ["adapt", "finetune"])

@@ -24,7 +24,7 @@ def test_a_gpu_has_all_but_what_was_not_asked_for():
     assert active(of("adapt")) == {"graph", "shadows"}
     assert active(of(precision="fp32")) == {"compile", "graph"}
     assert active(of(processes=2)) == {"compile", "shadows", "buckets"}
-    assert active(of(processes=2, graph="on")) == {"compile", "shadows", "buckets", "graph"}
+    assert active(of(processes=2, graph="on")) == {"compile", "shadows", "graph"}
     assert active(of(processes=2, fsdp=True)) == set()
 
 
@@ -45,6 +45,11 @@ def test_a_cpu_has_few():
         ({"precision": "fp16"}, "graph", "loss scale"),
         ({"precision": "fp16-official"}, "graph", "rates from the host"),
         ({"recipe": replace(RECIPE, optimizer="muon")}, "graph", "muon takes its rates from the host"),
+        ({"recipe": replace(RECIPE, optimizer="adamw")}, "graph", "adamw takes its rates from the host"),
+        ({"fsdp": True, "processes": 2}, "shadows", "gathers weights for a block"),
+        ({"fsdp": True, "processes": 2}, "buckets", "scatters gradients itself"),
+        ({"graph": "on", "processes": 2}, "buckets", "a call of Python's"),
+        ({"device": "cpu"}, "fp8", "and it cannot be"),
         ({"processes": 2}, "graph", "never tried"),
         ({"fsdp": True, "processes": 2}, "graph", "addresses of the moment"),
         ({"precision": "fp32"}, "shadows", "fp32 casts no weights"),
