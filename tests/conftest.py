@@ -12,7 +12,20 @@ if not torch.cuda.is_available():
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
+# Whole runs, whose files have few tests and take longest: begun last, they would leave the other processes with nothing to do.
+_LONG = (
+    "test_demo.py",
+    "test_processes.py",
+    "test_cli.py",
+    "test_drop_in.py",
+    "test_own_pairs.py",
+    "test_contrast.py",
+    "test_caption_scores.py",
+)
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device: run `pytest -m gpu` where there is one")
         for item in items:

@@ -48,6 +48,7 @@ def test_every_kernel_passes(arch, tmp_path):
         assert row["mma"] == ("wgmma" if arch == "sm_90" and large else row["mma"]), row
 
 
+@pytest.mark.slow
 def test_the_gate_finds_what_is_wrong(tmp_path):
     done = run(ROOT / "tests/bench/run_aot.py", tmp_path / "rows.json", "sm_90")
     assert done.returncode == 1, done.stderr

@@ -202,7 +202,7 @@ def official_stepper(g, stage):
 GOLDENS = [
     ("adapt", "adapt_small", 6),
     *(pytest.param("adapt", name, 6, marks=pytest.mark.slow) for name in golden.STAGES["adapt"] if name != "adapt_small"),
-    ("finetune", "caption_small", 1),
+    pytest.param("finetune", "caption_small", 1, marks=pytest.mark.slow),
     *(pytest.param("finetune", name, 6, marks=pytest.mark.slow) for name in golden.STAGES["caption"]),
 ]
 

@@ -87,6 +87,7 @@ def test_training_lowers_the_loss(data, tmp_path):
     assert sum(losses[-5:]) / 5 < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_official_recipe_trains_from_clip_weights_and_keeps_the_best_epoch(data, tmp_path):
     """`--preset clevr` on an OpenAI-layout file: the frozen stay, the new move, the kept epoch is the best on val."""
     config = worlds.SMALL.replace(head_dim=64, vision_width=128, vocab_size=49408, context_length=77)

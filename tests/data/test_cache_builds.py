@@ -45,7 +45,7 @@ cache_build.build(distinct_images(load_records(data).values()), data, {out!r}, 1
 """
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on(data, file, tmp_path, times):
     out = tmp_path / "killed.bin"
     journal, code = tmp_path / "killed.bin.journal", SLOW.format(path=sys.path, data=str(data), out=str(out))

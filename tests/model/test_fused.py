@@ -25,6 +25,7 @@ def test_model_is_the_reference(tmp_path, kernels):
     test_model.test_model_is_the_reference(tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_adaptation_computes_class_tokens_alone(tmp_path, kernels):
     test_model.test_adaptation_computes_class_tokens_alone(tmp_path, 2)
 

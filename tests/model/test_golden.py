@@ -98,6 +98,7 @@ def test_golden_caption_model(name, tmp_path):
     compare.assert_grad_norms(official_grads(model, g), g.grad_norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTION)
 def test_golden_greedy_reference(name):
     g = golden.load(name)

@@ -26,8 +26,7 @@ def compiled(arch: str, nvcc: str | None, folder: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("arch", "nvcc"),
     [
-        ("sm_90", NVCC),
-        ("sm_80", NVCC),
+        *(pytest.param(arch, NVCC, marks=pytest.mark.slow) for arch in ("sm_90", "sm_80")),
         *(pytest.param(arch, None, marks=pytest.mark.slow) for arch in (("sm_90", "sm_80") if NVCC else ())),  # by NVRTC, as users have it
     ],
 )

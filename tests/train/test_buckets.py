@@ -9,6 +9,7 @@ from fastidc.errors import FastidcError
 from fastidc.train import engine
 
 
+@pytest.mark.slow
 def test_gradients_over_two_processes(tmp_path):
     """DistributedDataParallel finds the masters' gradients behind the shadows; its buckets in bf16 bring what rounding leaves of them, the same
     to both processes."""

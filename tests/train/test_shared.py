@@ -40,6 +40,7 @@ def steps(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("whole", "parts"), [("whole", "parts"), ("captions", "captions-parts")])
 def test_shared_out_parameters_train_alike(two, whole, parts):
     """Losses, norms, weights and scores of a run with DistributedDataParallel."""
@@ -60,6 +61,7 @@ def test_shared_out_parameters_train_alike(two, whole, parts):
     assert a == b
 
 
+@pytest.mark.slow
 def test_what_a_group_is_told(two):
     for said, _ in two[1]:
         assert "--fsdp goes with --precision bf16 or fp32, not with fp16" in said[0]
@@ -78,6 +80,7 @@ def test_what_a_group_is_told(two):
     assert not (two[0] / "refused").exists()
 
 
+@pytest.mark.slow
 def test_no_process_repeats_anothers_work_or_holds_all_scores(two):
     """256 rows each of 512: per process 4 of the loss's products of [256, 512] scores and [., 16] vectors, the least there are."""
     rows, everyone, width = 256, 512, 16
