@@ -12,6 +12,7 @@ ALLOWED = {
     "fastidc": {
         "fastidc.config",
         "fastidc.data",
+        "fastidc.describe",
         "fastidc.errors",
         "fastidc.model",
         "fastidc.ops",
@@ -52,17 +53,34 @@ ALLOWED = {
     },
     "fastidc.convert": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.model"},
     "fastidc.demo": {"fastidc.train", "fastidc.evaluate", "fastidc.data", "fastidc.config", "fastidc.errors", "fastidc.files"},
+    "fastidc.describe": {
+        "fastidc.checkpoint",
+        "fastidc.config",
+        "fastidc.data",
+        "fastidc.errors",
+        "fastidc.evaluate",
+        "fastidc.files",
+        "fastidc.model",
+        "fastidc.packed",
+        "fastidc.tokenizer",
+    },
+    "fastidc.share": {"fastidc.checkpoint", "fastidc.config", "fastidc.errors", "fastidc.files", "fastidc.model", "fastidc.tokenizer"},
     "fastidc.doctor": {"fastidc", "fastidc.config", "fastidc.errors", "fastidc.ops", "fastidc.train"},
-    "fastidc.cli": {
+    "fastidc.commands": {
+        "fastidc.checkpoint",
         "fastidc.config",
         "fastidc.convert",
         "fastidc.train",
         "fastidc.evaluate",
         "fastidc.data",
         "fastidc.demo",
+        "fastidc.describe",
         "fastidc.doctor",
         "fastidc.errors",
+        "fastidc.files",
+        "fastidc.share",
     },
+    "fastidc.cli": {"fastidc.commands", "fastidc.errors"},
     "fastidc_kernels": set(),
 }
 

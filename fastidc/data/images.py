@@ -21,8 +21,9 @@ class Pixels(Protocol):
     size: int
     name: str  # as a user reads it
 
-    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
-        """Starts to read ``paths`` on ``pool`` and returns what waits for them: uint8 [len(paths), size, size, 3], the caller's own.
+    def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+        """Starts to read the K images of each of ``samples`` on ``pool`` and returns what waits for them: uint8 [len(samples), K, size, size, 3],
+        the caller's own.
 
         pinned: in page-locked memory, from which a GPU copies while the host goes on. An error in a file is raised by the callable.
         """
@@ -125,14 +126,14 @@ class ImageStore:
                     self._room -= image.nbytes
         return image
 
-    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+    def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
         """See `Pixels`."""
-        futures = [pool.submit(self.__getitem__, path) for path in paths]
+        futures = [pool.submit(self.__getitem__, path) for sample in samples for path in sample]
 
         def wait() -> Tensor:
             batch = empty_batch(len(futures), self.size, pinned)
             for row, future in zip(batch.numpy(), futures, strict=True):
                 row[...] = future.result()
-            return batch
+            return batch.unflatten(0, (len(samples), -1))
 
         return wait

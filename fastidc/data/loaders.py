@@ -188,16 +188,15 @@ class PairLoader:
         return said
 
     def _collate(self, samples: list[Sample], images: Tensor) -> PairBatch:
-        batch = images.unflatten(0, (len(samples), -1))
         for row in (i for i, sample in enumerate(samples) if sample.mirrored):
-            batch[row] = batch[row].flip(2)  # [K, H, W, 3]: columns
+            images[row] = images[row].flip(2)  # [K, H, W, 3]: columns
         ids, words = [sample.id for sample in samples], self.recipe.max_words
         if self.stage == "adapt":
-            return PairBatch(batch, ids, text=PackedText.of([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
+            return PairBatch(images, ids, text=PackedText.of([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
         both = [self.tokenizer.caption(caption, words) for sample in samples for caption in sample.captions]
         shape = (len(samples), -1, self.recipe.captions_per_pair)
         inputs, targets = (pad(rows).unflatten(0, shape) for rows in zip(*both, strict=True))
-        return PairBatch(batch, ids, input_ids=inputs, target_ids=targets)
+        return PairBatch(images, ids, input_ids=inputs, target_ids=targets)
 
 
 def distinct_images(splits: Iterable[Iterable[PairRecord]]) -> list[Path]:
@@ -223,7 +222,7 @@ def prefetch(
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         waiting: list[tuple[list[Sample], Callable[[], Tensor]]] = []
         for samples in batches:
-            waiting.append((samples, images.start([path for sample in samples for path in sample.images], pool, pinned)))
+            waiting.append((samples, images.start([sample.images for sample in samples], pool, pinned)))
             if len(waiting) > 1:
                 ready, pixels = waiting.pop(0)
                 yield collate(ready, pixels())
@@ -257,6 +256,6 @@ def in_order(records: Sequence[PairRecord], images: Pixels, batch_size: int, wor
     chunks = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
 
     def collate(part: list[Sample], pixels: Tensor) -> PairBatch:
-        return PairBatch(pixels.unflatten(0, (len(part), -1)), [sample.id for sample in part])
+        return PairBatch(pixels, [sample.id for sample in part])
 
     yield from prefetch(chunks, collate, images, workers, pinned)

@@ -47,9 +47,10 @@ class CachedImages:
         except KeyError:
             raise FastidcError(f"{path}: is not among the images that {self.name} was opened for.") from None
 
-    def start(self, paths: Sequence[Path], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+    def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
         """See `Pixels`."""
-        return self.gather([self._row(path) for path in paths], pool, pinned)
+        wait = self.gather([self._row(path) for sample in samples for path in sample], pool, pinned)
+        return lambda: wait().unflatten(0, (len(samples), -1))
 
     def gather(self, rows: Sequence[int], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
         """`start` by rows of the cache."""

@@ -131,7 +131,7 @@ def test_a_gather_is_the_callers_own_and_takes_any_rows(data, file):
         assert np.array_equal(source.gather(rows, pool)().numpy(), cache.pixels[rows])
         assert source.gather([], pool)().shape == (0, 16, 16, 3)
         with pytest.raises(FastidcError, match=r"other.png: is not among the images that cache on disk"):
-            source.start([Path("other.png")], pool)
+            source.start([[Path("other.png")]], pool)
     assert np.array_equal(source[images(data)[3]], cache.pixels[3])
 
 
