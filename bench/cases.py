@@ -139,6 +139,22 @@ LOADER = (("png", 256, 480, 320), ("jpeg", 256, 480, 320))
 LOADER_CPU = (("png", 16, 480, 320), ("jpeg", 16, 480, 320))
 LOADER_SMOKE = (("png", 3, 48, 32), ("jpeg", 3, 48, 32))
 
+
+@dataclass(frozen=True)
+class FeedingShape:
+    """``samples`` a step; a cache of ``images`` at least."""
+
+    name: str
+    config: ModelConfig
+    stage: Literal["adapt", "finetune"]
+    samples: int
+    images: int
+
+
+FEEDING = tuple(FeedingShape("B/32", B32, stage, samples, 24_576) for stage, samples in (("adapt", 1024), ("finetune", 256)))
+FEEDING_CPU = (FeedingShape("B/32", B32, "adapt", 8, 512),)
+FEEDING_SMOKE = tuple(FeedingShape("tiny", TINY, stage, 2, 64) for stage in ("adapt", "finetune"))
+
 OPTIMIZER = (("adapt B/32", B32, "adapt"), ("finetune B/32", B32, "finetune"), ("adapt L/14", L14, "adapt"))
 OPTIMIZER_CPU = OPTIMIZER[:1]
 OPTIMIZER_SMOKE = (("tiny", TINY, "finetune"),)

@@ -11,7 +11,7 @@ Convention, which is performance.md's (section 0, fact 1: the official backward 
   to lie in memory as its inputs do. The packed copy that nn.MultiheadAttention makes before it is an operator of its own.
 * Without data, dropout is three operators and the global clip works tensor by tensor; on CUDA dropout is one, and the clip
   works on lists of tensors: the table's last column.
-* fastidc counts as its Triton kernels, which serve on a GPU, an operator each call; but its optimiser counts as torch's, which its own kernels
+* fastidc counts as its kernels, which serve on a GPU, an operator each call; but its optimiser counts as torch's, which its own kernels
   (four launches) replace there, and gradients arrive in fp32, where on a GPU they stay in bf16.
 * The second step counts: the first also makes the optimiser's state. Batches are made ready before.
 """
@@ -137,19 +137,22 @@ def random_batch(config: ModelConfig, stage: Stage, batch: int, device: torch.de
     return PairBatch(images, names, input_ids=inputs, target_ids=targets)
 
 
-_KERNELS = ("attention", "layer_norm", "quick_gelu", "info_nce", "linear_cross_entropy")
+_KERNELS = {
+    **dict.fromkeys(("attention", "layer_norm", "quick_gelu", "info_nce", "linear_cross_entropy"), "triton"),
+    "patches": "cuda",
+}
 
 
 @contextmanager
-def _kernels() -> Iterator[None]:
+def kernels() -> Iterator[None]:
     """fastidc's ops as they are dispatched on a GPU; without data nothing of them runs."""
     _dispatch.forget()
     with ExitStack() as stack:
-        for name in _KERNELS:
+        for name, backend in _KERNELS.items():
             backends = _dispatch.OPS[name].backends
-            anywhere = replace(backends["triton"], unsupported=lambda spec: [])
-            stack.enter_context(mock.patch.dict(backends, triton=anywhere))
-        stack.enter_context(mock.patch.dict(os.environ, FASTIDC_BACKEND=",".join(f"{name}=triton" for name in _KERNELS)))
+            anywhere = replace(backends[backend], unsupported=lambda spec: [])
+            stack.enter_context(mock.patch.dict(backends, {backend: anywhere}))
+        stack.enter_context(mock.patch.dict(os.environ, FASTIDC_BACKEND=",".join(f"{name}={kernel}" for name, kernel in _KERNELS.items())))
         yield
     _dispatch.forget()
 
@@ -189,7 +192,7 @@ def measure(
         elif device == "cpu":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
         if device == "cpu" and peer == "ours":
-            stack.enter_context(_kernels())
+            stack.enter_context(kernels())
         stepper = PEERS[peer].build(config, None, stage, device, **options)
         if peer == "A":
             stepper.reads_loss = device == "cuda"

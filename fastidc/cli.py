@@ -1,11 +1,14 @@
-"""The command line: `fastidc render|cache|adapt|finetune|convert|demo|doctor`; what each command does is in `fastidc.commands`."""
+"""The command line, `fastidc render|cache|adapt|finetune|caption|search|evaluate|convert|demo|doctor`.
+
+What each command does is in `fastidc.commands`.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union
 
-from fastidc.commands import data, tools, train
+from fastidc.commands import caption, data, evaluate, search, tools, train
 from fastidc.errors import FastidcError, LostPeerError
 
 COMMANDS: dict[str, Callable | dict[str, Callable]] = {
@@ -13,12 +16,18 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "cache": {"build": data.cache_build, "info": data.cache_info},
     "adapt": train.adapt,
     "finetune": train.finetune,
+    "caption": caption.caption,
+    "search": search.search,
+    "evaluate": {"captions": evaluate.captions, "retrieval": evaluate.retrieval, "run": evaluate.run},
     "convert": tools.convert,
     "demo": train.demo,
     "doctor": tools.doctor,
 }
 """By name; a dictionary in the place of a function is a command with commands of its own."""
-HELP = {"cache": "A data set's images, decoded once: build such a file, or look at one."}
+HELP = {
+    "cache": "A data set's images, decoded once: build such a file, or look at one.",
+    "evaluate": "Scores of captions, of retrieval, or of a whole run.",
+}
 
 
 def _group(name: str, actions: Mapping[str, Callable]) -> Callable:
@@ -35,12 +44,12 @@ def _group(name: str, actions: Mapping[str, Callable]) -> Callable:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0, 2 for bad input, 130 when interrupted)."""
+    """Entry point; returns the exit code (0, 1 where a command left something out and says so, 2 for bad input, 130 when interrupted)."""
     import tyro
 
     commands = {name: _group(name, command) if isinstance(command, dict) else command for name, command in COMMANDS.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(
+        code = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="fastidc",
             description="CLIP for image difference captioning: render pairs, adapt, fine-tune, caption, score.",
@@ -58,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ class Recipe:
     freeze_tokens: bool = True  # the tied token table; Spot-the-Diff's captioning trains it
     swap_distractor: float = 0.5  # adaptation: how often the distractor stands in for the before-image
     flip: float = 0.0  # how often a pair is mirrored, with "left" and "right" exchanged in its caption (our addition)
+    augment: str = ""  # what else is done to training images, see `fastidc.data.augment.Augmentation.parse`; nothing, as in the paper
     captions_per_pair: int = 1  # of a pair's references that a captioning step learns from (more than one is our addition)
     max_words: int = 32
     seed: int = 42
@@ -174,6 +175,9 @@ class TrainOptions:
     preset: str | None = None
     """Recipe: clevr, spot, ier, birds (official ones, for CLIP weights) or tiny (from scratch). By default that of the run given with --init,
     else the data set's own."""
+    augment: str | None = None
+    """Change training images at random, both of a pair alike, as in crop=0.8,brightness=0.2,contrast=0.2,saturation=0.2,noise=4,erase=0.25;
+    off by default, as in the paper. Also same_colours=no."""
     init: str | None = None
     """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
     intra_layers: int | None = None
@@ -228,9 +232,9 @@ class TrainOptions:
     """Also write losses, rates and scores for TensorBoard, into the run folder."""
     workers: int = 4
     """Threads that read images."""
-    loader: Literal["auto", "pillow", "cache", "memory"] = "auto"
-    """Where pixels come from: decoded by Pillow, or a cache (`fastidc cache build`) on the disk or held in memory; auto takes the cache that
-    --cache names or that lies in the data folder, if it fits. Results are the same."""
+    loader: Literal["auto", "pillow", "dali", "cache", "memory", "resident"] = "auto"
+    """Where pixels come from: files decoded by Pillow or by DALI, or a cache (`fastidc cache build`) on the disk, in memory, or resident on the
+    device. auto takes the cache that --cache names or that lies in the data folder, where it fits. Results are the same, but for DALI's on a GPU."""
     cache: Path | None = None
     """The cache; by default fastidc-cache-SIZE.bin in the data folder, SIZE being the model's image size."""
     overwrite: bool = False

@@ -9,6 +9,7 @@ NAMES = (
     "products",
     "patches",
     "loader",
+    "feeding",
     "optimizer",
     "train_step",
     "generate",

@@ -3,7 +3,8 @@
 "cache build" is the whole build, with a worker a thread, on the host whatever the device.
 
 The gate's truth is Pillow's, whose bicubic filter the official code uses. Another decoder rounds otherwise and another resampler weighs
-otherwise, so its limit is a relative norm of 3%: enough for both, far from a wrong filter or a swapped channel.
+otherwise, so its limit is a relative norm of 3%: enough for both, far from a wrong filter or a swapped channel. "fastidc DALI" squashes as
+DALI does, on either device; with Pillow's squash it is for the host, with our kernel's for CUDA.
 """
 
 import atexit

@@ -31,7 +31,10 @@ def variants() -> list[Variant]:
 
 def build_variants() -> list[Variant]:
     """Named as the decoding is, so that the ratio is to one worker."""
-    return [Variant(f"Pillow, {_threads(n)}", lambda case, n=n: _build(n), ours=n > 1) for n in sorted({1, 2, CORES})]
+    return [
+        *(Variant(f"Pillow, {_threads(n)}", lambda case, n=n: _build(n), ours=n > 1) for n in sorted({1, 2, CORES})),
+        Variant(f"DALI, {_threads(CORES)}", lambda case: _build(CORES, "dali"), ours=True, needs=("nvidia.dali",)),
+    ]
 
 
 def _threads(count: int) -> str:
@@ -43,14 +46,14 @@ def _no_advice(case: Case) -> list[str]:
 
 
 @functools.cache
-def _file(paths: tuple[str, ...], side: int, cold: bool) -> tuple[Path, tuple[tuple[int, ...], ...]]:
-    """A cache that holds ``paths`` many times over, its rows shuffled, and for each time the rows of ``paths``. A file of its own for ``cold``:
+def cache_of(paths: tuple[str, ...], side: int, cold: bool, least: int = ROWS) -> tuple[Path, tuple[tuple[int, ...], ...]]:
+    """A cache that holds ``paths`` many times over, ``least`` rows at least, shuffled, and for each time the rows of ``paths``. A file of its own for ``cold``:
     pages that another map shows are not forgotten."""
     from fastidc.data.cache import HEADER_BYTES, Entry, Header, digest_of, write_index
     from fastidc.data.images import decode
 
     pixels = np.stack([decode(path, side) for path in paths])
-    times = max(2, ROWS // len(paths))
+    times = max(2, -(-least // len(paths)))
     places = np.random.default_rng(0).permutation(times * len(paths)).reshape(times, len(paths))
     owner = np.empty(places.size, dtype=int)
     for turn in places:
@@ -81,7 +84,7 @@ def _gather(case: Case, workers: int, in_memory: bool = False, cold: bool = Fals
 
     def run(paths: tuple[str, ...], side: int) -> Tensor:
         if (paths, side) not in kept:
-            name, places = _file(paths, side, cold)
+            name, places = cache_of(paths, side, cold)
             cache = Cache(name)
             kept[paths, side] = cache, CachedImages(cache, {}, in_memory, pinned), places
         cache, source, places = kept[paths, side]
@@ -101,7 +104,7 @@ def _forget(cache) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _build(workers: int):
+def _build(workers: int, builder: str = "pillow"):
     """`fastidc.data.cache_build.build` of all files into an empty folder, to the disk and back."""
     from fastidc.data.cache import Cache
     from fastidc.data.cache_build import build
@@ -112,7 +115,7 @@ def _build(workers: int):
     def run(paths: tuple[str, ...], side: int) -> Tensor:
         out = folder / "cache.bin"
         out.unlink(missing_ok=True)
-        build([Path(path) for path in paths], Path(paths[0]).parent, out, side, workers, progress=False)
+        build([Path(path) for path in paths], Path(paths[0]).parent, out, side, workers, builder, progress=False)
         return torch.from_numpy(np.array(Cache(out).pixels))
 
     return run

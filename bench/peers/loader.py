@@ -1,7 +1,9 @@
-"""Decoding and resizing: Pillow in threads (ours) and in worker processes, torchvision on the host and on the GPU, DALI."""
+"""Decoding and resizing: Pillow in threads and DALI's pipelines (ours), Pillow in worker processes, torchvision on the host and on the GPU,
+DALI as its manual has it."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from bench.case import Case, Variant
 
 WORKERS = 4  # of the official command line
+_DALI = ("nvidia.dali",)
 
 
 def variants() -> list[Variant]:
@@ -19,14 +22,48 @@ def variants() -> list[Variant]:
         Variant("Pillow, 1 thread", lambda case: _one_by_one(case)),
         *(Variant(f"fastidc, {n} threads", lambda case, n=n: _threads(case, n), ours=True) for n in counts),
         Variant(f"DataLoader, {WORKERS} workers", _data_loader),
-        Variant("torchvision on the host", _torchvision_host, needs=("torchvision",)),
+        *(
+            Variant(f"fastidc DALI, {n} thread{'s' * (n > 1)}", lambda case, n=n: _pipelines(case, n, "dali"), ours=True, needs=_DALI)
+            for n in sorted({1, cores})
+        ),
+        *(
+            Variant(
+                f"fastidc DALI + Pillow's squash, {n} thread{'s' * (n > 1)}",
+                lambda case, n=n: _pipelines(case, n, "pillow"),
+                _host,
+                True,
+                _DALI,
+            )
+            for n in sorted({1, cores})
+        ),
+        Variant("fastidc DALI + squash kernel", lambda case: _pipelines(case, cores, "kernel"), _kernel, ours=True, needs=_DALI),
+        *(
+            Variant(
+                f"torchvision on the host, {n} thread{'s' * (n > 1)}", lambda case, n=n: _torchvision_host(case, n), needs=("torchvision",)
+            )
+            for n in (1, WORKERS)
+        ),
         Variant("torchvision nvJPEG", _torchvision_gpu, _jpeg_on_cuda, needs=("torchvision",)),
-        Variant("DALI", _dali, _cuda, needs=("nvidia.dali",)),
+        Variant("DALI, its own reader", _dali, _cuda, needs=_DALI),
     ]
 
 
 def _cuda(case: Case) -> list[str]:
     return [] if case.device == "cuda" else ["it is measured with its GPU pipeline, on CUDA only."]
+
+
+def _host(case: Case) -> list[str]:
+    return ["its pixels are on the GPU, where Pillow does not reach."] if case.device == "cuda" else []
+
+
+def _kernel(case: Case) -> list[str]:
+    """On a CPU it is a reference for tests, far slower than any of these."""
+    if refusals := _cuda(case):
+        return refusals
+    from fastidc.ops._dispatch import Spec, arch_of
+    from fastidc.ops.squash import op
+
+    return op.explain(Spec("squash", "cuda", torch.uint8, False, arch_of(torch.device("cuda"))))["cuda"]
 
 
 def _jpeg_on_cuda(case: Case) -> list[str]:
@@ -51,6 +88,20 @@ def _threads(case: Case, workers: int):
 
     pool = ThreadPoolExecutor(workers)
     return lambda paths, side: torch.from_numpy(np.stack(list(pool.map(lambda p: decode(p, side), paths)))).to(case.device)
+
+
+def _pipelines(case: Case, threads: int, squash: str):
+    """`fastidc.data.dali.DaliImages`, which decodes JPEG by nvJPEG on CUDA and leaves the batch there; all files of a call are one batch."""
+    from fastidc.data.dali import DaliImages
+
+    pool, kept = ThreadPoolExecutor(threads), {}
+
+    def run(paths: tuple[str, ...], side: int) -> Tensor:
+        if side not in kept:
+            kept[side] = DaliImages(side, case.device, squash, threads)
+        return kept[side].start([[Path(path)] for path in paths], pool)()[:, 0]
+
+    return run
 
 
 class _Files(torch.utils.data.Dataset):
@@ -90,10 +141,10 @@ def _resize(images: Tensor, side: int) -> Tensor:
     return resize(images, [side, side], InterpolationMode.BICUBIC, antialias=True).permute(0, 2, 3, 1).contiguous()
 
 
-def _torchvision_host(case: Case):
+def _torchvision_host(case: Case, workers: int):
     from torchvision.io import ImageReadMode, decode_image, read_file
 
-    pool = ThreadPoolExecutor(WORKERS)
+    pool = ThreadPoolExecutor(workers)
 
     def one(path: str, side: int) -> Tensor:
         return _resize(decode_image(read_file(path), ImageReadMode.RGB)[None], side)

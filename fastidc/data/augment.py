@@ -1,13 +1,14 @@
 """Augmentation: off unless asked for, as the paper trains without any. Its draws only; pixels change in `fastidc.ops.patches`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from fastidc.data.random import generator
 from fastidc.errors import FastidcError
 
+_ANSWERS = {"yes": True, "no": False}
 COLUMNS = 15
 """What `draw` gives for an image: `fastidc.ops.patches.COLUMNS`."""
 
@@ -40,7 +41,27 @@ class Augmentation:
             ("erase_area", 0.02, 1),
         ):
             if not least <= getattr(self, name) <= most:
-                raise FastidcError(f"augmentation: {name} must be from {least} to {most}, got {getattr(self, name)}.")
+                raise FastidcError(f"--augment: {name} must be from {least} to {most}, got {getattr(self, name)}.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Augmentation":
+        """What ``--augment`` says: "crop=0.8,brightness=0.2,contrast=0.2,saturation=0.2,noise=4,erase=0.25,erase_area=0.2,same_colours=no", any of
+        them; empty for none. FastidcError names the part that does not fit."""
+        values: dict[str, float | bool] = {}
+        known = {field.name: field.type for field in fields(cls)}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = (x.strip() for x in part.partition("="))
+            name = name.replace("-", "_")
+            if name not in known or name in values:
+                raise FastidcError(
+                    f"--augment: {part!r} is none of {', '.join(known)}, each once; write it as in --augment crop=0.8,noise=4."
+                )
+            try:
+                values[name] = _ANSWERS[value.lower()] if name == "same_colours" else float(value)
+            except (KeyError, ValueError):
+                wanted = "yes or no" if name == "same_colours" else "a number"
+                raise FastidcError(f"--augment: {part!r} needs {wanted}; write it as in --augment crop=0.8,same_colours=no.") from None
+        return cls(**values)
 
     def __bool__(self) -> bool:
         """Whether it does anything."""
@@ -62,6 +83,21 @@ class Augmentation:
             out[i, 7] = self.noise * colours.random()
             out[i, 8:10] = generator(seed, "augmentation noise", epoch, sample, i).integers(0, 1 << 24, 2)
         return out
+
+
+def unchanged(samples: int, images: int, size: int) -> np.ndarray:
+    """fp32 [samples, images, 15] that leave every pixel as it is."""
+    one = np.array([0, 0, size, size, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 128], dtype=np.float32)
+    return np.tile(one, (samples, images, 1))
+
+
+def mirrored(parameters: np.ndarray, size: int) -> np.ndarray:
+    """fp32 [..., 15] for images ``size`` wide -> the same, and the results left for right but for their noise: what is cut out is read backwards,
+    and a box that is erased lies on the other side."""
+    out = parameters.copy()
+    out[..., 1], out[..., 3] = parameters[..., 1] + parameters[..., 3], -parameters[..., 3]
+    out[..., 11] = np.where(parameters[..., 13] > 0, size - parameters[..., 11] - parameters[..., 13], parameters[..., 11])
+    return out
 
 
 def _box(draw: np.random.Generator, least: float, most: float, size: int, whole: bool = False) -> tuple[float, float, float, float]:

@@ -6,7 +6,8 @@ The file, all numbers little-endian:
            (uint32 each), start and length of the index (uint64 each), BLAKE2b-256 of the index (32 bytes), zeros; its last 32 bytes are
            the BLAKE2b-256 of the 4,064 before them
     4096   pixels: uint8 [I, H, W, 3], RGB, row after row, image after image
-    then   index: UTF-8 JSON {"builder", "dataset", "root", "built", "fields", "images"}, a list of ``fields`` for every image
+    then   index: UTF-8 JSON {"builder", "dataset", "root", "built", "fields", "images"}, a list of ``fields`` for every image; of a cache
+           that Pillow has not built also "difference": how far its pixels are from Pillow's, see `fastidc.data.cache_builders`
 
 An image is known by its path relative to the data set's folder, and carries its file's size, mtime and BLAKE2b-128, its own width and
 height, the CRC-32 of its pixels and a verdict ("ok", or why it cannot be used). Images lie in the order in which the records name them, so
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fastidc.data import cache_builders as builders
 from fastidc.errors import FastidcError
 
 MAGIC = b"FASTIDC\0"
@@ -34,7 +36,6 @@ VERSION = 1
 HEADER_BYTES = 4096
 _DIGEST_BYTES = 32
 _HEADER = struct.Struct("<8sIIQIIQQ32s")
-BUILDERS = ("pillow",)
 
 
 @dataclass(frozen=True)
@@ -198,18 +199,30 @@ class Cache:
             progress = tqdm(zip(self.entries, sums, strict=True), total=len(self.entries), desc="verify", unit="image", leave=False)
             return [entry.path for entry, value in progress if value != entry.crc32]
 
+    def notes(self) -> list[str]:
+        """What a reader should know of its pixels, in sentences."""
+        measured, other = self.about.get("difference"), builders.other_pillow(self.about["builder"])
+        built = (
+            f"It was built by {self.about['builder']['name']}: next to Pillow {builders.difference_said(measured)}." if measured else None
+        )
+        return [note for note in (built, other) if note]
+
     def describe(self) -> str:
         """What `fastidc cache info` prints."""
-        builder, widths = self.about["builder"], {(entry.width, entry.height) for entry in self.entries}
+        widths = {(entry.width, entry.height) for entry in self.entries}
         sizes = " ".join(f"{width}x{height}" for width, height in sorted(widths)[:4]) + (" ..." if len(widths) > 4 else "")
         lines = {
             "cache": f"{self.path}, format {VERSION}",
             "images": f"{len(self.entries):,} of {self.header.width} x {self.header.height}, uint8 RGB",
             "bytes": f"{self.header.index_start + self.header.index_bytes:,}",
             "made from": f"{self.about['root']} ({self.about['dataset']}), {sum(e.bytes for e in self.entries):,} bytes, {sizes}",
-            "builder": f"{builder['name']} {builder['version']}, {builder['filter']}",
+            "builder": builders.said(self.about["builder"]),
             "built": self.about["built"],
         }
+        if "difference" in self.about:
+            lines["vs Pillow"] = builders.difference_said(self.about["difference"])
+        if other := builders.other_pillow(self.about["builder"]):
+            lines["note"] = other
         return "\n".join(f"{name + ':':<11}{value}" for name, value in lines.items())
 
 

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from tqdm import tqdm
 
-from fastidc.data.cache import BUILDERS, Cache, Entry, Header, digest_of, relative_names, unchanged, write_index
+from fastidc.data.cache import Cache, Entry, Header, digest_of, relative_names, unchanged, write_index
+from fastidc.data.cache_builders import alike, builder_of, difference, off_by, said, to_compare
 from fastidc.data.cache_journal import Plan, each, note, open_journal
-from fastidc.data.images import decode_bytes
 from fastidc.errors import FastidcError
 from fastidc.files import exclusive, sync_folder
 
@@ -51,28 +52,26 @@ def build(
     """Makes the cache ``out`` of the images ``paths`` (distinct), squashed to ``size``; ``root`` is the data set's folder or table.
 
     Goes on with a build that was interrupted, and takes over what has not changed since from a cache that is there already.
-    workers: threads (Pillow frees the interpreter lock while it decodes and resizes); by default one a core. report: hears of
-    every image that cannot be decoded and of what was found.
+    workers: threads (Pillow frees the interpreter lock while it decodes and resizes); by default one a core. builder: one of `BUILDERS`;
+    how far from Pillow's the pixels of another one are is measured and written into the index. report: hears of every image that cannot be
+    decoded and of what was found.
 
     FastidcError where images cannot be decoded (the rest is kept), the disk is full, the folder cannot be written, another process builds the
-    same file, or ``out`` is no cache.
+    same file, ``out`` is no cache, or DALI is asked for and absent.
     """
-    import PIL
-
-    if builder not in BUILDERS:
-        raise FastidcError(f"--builder is {builder!r}; one of {', '.join(BUILDERS)} was expected.")
     if size < 1 or (workers is not None and workers < 1):
         raise FastidcError(f"--{'size' if size < 1 else 'workers'} must be at least 1, got {size if size < 1 else workers}.")
     if not paths:
         raise FastidcError(f"{root}: names no image, so there is nothing to build a cache of.")
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    decoder = builder_of(builder, size, workers)
     about = {
-        "builder": {"name": builder, "version": PIL.__version__, "filter": "bicubic squash"},
+        "builder": decoder.facts,
         "dataset": dataset,
         "root": str(root),
         "built": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    plan = Plan(Path(out), size, workers, list(relative_names(root, paths)), list(paths), about, report, progress)
+    plan = Plan(Path(out), size, workers, list(relative_names(root, paths)), list(paths), about, decoder, report, progress)
     if plan.out.is_dir():
         raise FastidcError(f"{plan.out}: a folder; name the file with --out.")
     started = time.perf_counter()
@@ -131,8 +130,8 @@ def _old_cache(plan: Plan) -> Cache | None:
             raise FastidcError(f"{plan.out}: exists and is no cache of fastidc; choose another --out, or delete it.") from None
         plan.report(f"{plan.out} is replaced: {refusal}")
         return None
-    if old.size != plan.size or old.about["builder"] != plan.about["builder"]:
-        plan.report(f"{plan.out} is replaced: it holds images of {old.size} made by {old.about['builder']}.")
+    if old.size != plan.size or alike(old.about["builder"]) != alike(plan.builder.facts):
+        plan.report(f"{plan.out} is replaced: it holds images of {old.size} x {old.size} by {said(old.about['builder'])}.")
         return None
     return old
 
@@ -186,15 +185,18 @@ def _take_over(plan: Plan, file: int, journal: IO[str], old: Cache) -> None:
 def _decode(plan: Plan, file: int, journal: IO[str]) -> int:
     """Decodes what is not done yet; returns how many images that were. FastidcError after all of them where some could not be."""
     todo = [row for row in range(len(plan.names)) if row not in plan.done]
+    parts = [todo[i : i + plan.builder.at_once] for i in range(0, len(todo), plan.builder.at_once)]
+    ahead = max(2 * plan.builder.threads, _AHEAD * plan.workers // plan.builder.at_once)
     bad: list[str] = []
     bar = tqdm(total=len(plan.names), initial=len(plan.done), desc="cache", unit="image", smoothing=0.05, disable=not plan.progress)
-    with bar, ThreadPoolExecutor(plan.workers) as pool:
-        for row, entry in _in_order(pool, lambda row: _one(plan, file, row), todo, _AHEAD * plan.workers):
-            if isinstance(entry, FastidcError):
-                bad.append(str(entry))
-            else:
-                note(plan, journal, row, entry)
-            bar.update()
+    with bar, ThreadPoolExecutor(plan.builder.threads) as pool:
+        for rows, entries in _in_order(pool, lambda rows: _some(plan, file, rows), parts, ahead):
+            for row, entry in zip(rows, entries, strict=True):
+                if isinstance(entry, FastidcError):
+                    bad.append(str(entry))
+                else:
+                    note(plan, journal, row, entry)
+                bar.update()
     if len(bad) == 1:
         raise FastidcError(f"{bad[0].removesuffix('.')}; {plan.kept()}")
     if bad:
@@ -224,28 +226,45 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahe
             future.cancel()
 
 
-def _one(plan: Plan, file: int, row: int) -> Entry | FastidcError:
-    """Decodes an image into its place; an OSError that leaves here is the cache's and not the image's."""
-    path = plan.paths[row]
-    try:
+def _some(plan: Plan, file: int, rows: Sequence[int]) -> list[Entry | FastidcError]:
+    """Decodes images into their places; an OSError that leaves here is the cache's and not an image's."""
+    found: dict[int, Entry | FastidcError] = {}
+    read: dict[int, tuple[bytes, int]] = {}  # content and mtime
+    for row in rows:
+        path = plan.paths[row]
         try:
             with path.open("rb") as source:
                 stat = os.fstat(source.fileno())  # before its bytes: whoever writes to it now makes it stale
-                data = source.read()
+                read[row] = source.read(), stat.st_mtime_ns
         except FileNotFoundError:
-            raise FastidcError(f"{path}: no such image.") from None
+            found[row] = FastidcError(f"{path}: no such image.")
         except OSError as error:
-            raise FastidcError(f"{path}: cannot be read as an image ({error.strerror or error}).") from None
-        pixels, (width, height) = decode_bytes(data, path, plan.size)
-    except FastidcError as refusal:
-        return refusal
-    _write(file, pixels, plan.start_of(row))
-    return Entry(plan.names[row], len(data), stat.st_mtime_ns, digest_of(data).hex(), width, height, zlib.crc32(pixels))
+            found[row] = FastidcError(f"{path}: cannot be read as an image ({error.strerror or error}).")
+    decoded = plan.builder.decode([(plan.paths[row], data) for row, (data, _) in read.items()])
+    for (row, (data, mtime)), one in zip(read.items(), decoded, strict=True):
+        if isinstance(one, FastidcError):
+            found[row] = one
+            continue
+        pixels, (width, height) = one
+        _write(file, pixels, plan.start_of(row))
+        found[row] = Entry(plan.names[row], len(data), mtime, digest_of(data).hex(), width, height, zlib.crc32(pixels))
+    return [found[row] for row in rows]
+
+
+def _measure(plan: Plan, file: int) -> dict:
+    """How far some of the pixels that were written, now or earlier, are from Pillow's."""
+
+    def compare(row: int) -> np.ndarray | None:
+        pixels = np.frombuffer(os.pread(file, plan.image_bytes, plan.start_of(row)), np.uint8).reshape(plan.size, plan.size, 3)
+        return off_by(pixels, plan.done[row].crc32, plan.paths[row], plan.size)
+
+    return difference(each(plan, compare, to_compare(len(plan.names)), "compare with Pillow"))
 
 
 def _finish(plan: Plan, file: int) -> None:
     """Index, then the header that says "finished", then the name; each is on the disk before the next."""
-    index = write_index(plan.about, [plan.done[row] for row in range(len(plan.names))])
+    about = plan.about if plan.builder.facts["name"] == "pillow" else {**plan.about, "difference": _measure(plan, file)}
+    index = write_index(about, [plan.done[row] for row in range(len(plan.names))])
     _write(file, index, plan.index_start)
     os.ftruncate(file, plan.index_start + len(index))
     os.fsync(file)

@@ -16,6 +16,7 @@ from typing import IO
 from tqdm import tqdm
 
 from fastidc.data.cache import HEADER_BYTES, Entry, digest_of, unchanged
+from fastidc.data.cache_builders import Builder, alike
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Plan:
     names: list[str]
     paths: list[Path]
     about: dict
+    builder: Builder
     report: Callable[[str], None]
     progress: bool
     done: dict[int, Entry] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Plan:
 
     def key(self) -> str:
         """The same for builds that may go on with each other's work."""
-        return digest_of(json.dumps([self.size, self.about["builder"], self.names]).encode()).hex()
+        return digest_of(json.dumps([self.size, alike(self.builder.facts), self.names]).encode()).hex()
 
     def kept(self) -> str:
         """For the end of a sentence about a build that did not finish."""

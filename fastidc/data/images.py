@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastidc.errors import FastidcError
+from fastidc.picked import Picked
 
 
 class Pixels(Protocol):
@@ -21,9 +22,9 @@ class Pixels(Protocol):
     size: int
     name: str  # as a user reads it
 
-    def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
+    def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor | Picked]:
         """Starts to read the K images of each of ``samples`` on ``pool`` and returns what waits for them: uint8 [len(samples), K, size, size, 3],
-        the caller's own.
+        the caller's own, or picked from a store.
 
         pinned: in page-locked memory, from which a GPU copies while the host goes on. An error in a file is raised by the callable.
         """

@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastidc.config import PAD_ID, Recipe
+from fastidc.data.augment import Augmentation, mirrored, unchanged
 from fastidc.data.images import Pixels, check_file
 from fastidc.data.random import generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
 from fastidc.packed import PackedCaptions, PackedText
 from fastidc.packed import moved as moved_tensors
+from fastidc.picked import Picked
 from fastidc.tokenizer import Tokenizer, left_right_swapped
 
 
@@ -26,7 +28,7 @@ from fastidc.tokenizer import Tokenizer, left_right_swapped
 class PairBatch:
     """What every loader yields. K images a sample: before first; P = K - 1 pairs, each (before, image k)."""
 
-    images: Tensor  # uint8 [B, K, H, W, 3]
+    images: Tensor | Picked  # uint8 [B, K, H, W, 3], or as many by their place in a store, or to be augmented
     ids: list[str]
     text: PackedText | None = None  # adaptation: B captions, of (before, after)
     input_ids: Tensor | None = None  # int64 [B, P, R, T], captioning: start + words of R captions a pair
@@ -58,7 +60,8 @@ class PairBatch:
 
     def to(self, device: torch.device) -> "PairBatch":
         moved = moved_tensors(self, device)
-        return replace(moved, **{name: part.to(device) for name in ("text", "captions") if (part := getattr(self, name)) is not None})
+        parts = {name: getattr(self, name) for name in ("images", "text", "captions")}
+        return replace(moved, **{name: x.to(device) for name, x in parts.items() if x is not None and not isinstance(x, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class PairLoader:
         self.pinned, self.meter = pinned, Meter()
         self.rank, self.stage, self.tokenizer, self.images, self.recipe, self.workers = rank, stage, tokenizer, images, recipe, workers
         self.samples: Sequence = adaptation_samples(records) if stage == "adapt" else list(records)
+        self.augmentation = Augmentation.parse(recipe.augment)
         self._draw: Callable = draw_adaptation if stage == "adapt" else draw_captioning
         if len({len(record.images) for record in records}) > 1:
             raise FastidcError("some scenes have a distractor and some have none; a data set must have it for all or for none.")
@@ -170,26 +174,49 @@ class PairLoader:
                 f"the training split has {len(self.samples)} samples, fewer than one batch of {recipe.batch_size}; lower the batch size."
             )
 
-    def epoch(self, epoch: int) -> Iterator[PairBatch]:
-        """This process's batches of one epoch, ``self.batches`` of them."""
+    def epoch(self, epoch: int, begin: int = 0) -> Iterator[PairBatch]:
+        """This process's batches of one epoch from number ``begin`` on, of ``self.batches``. What they hold depends on their number alone, so there
+        is no other state, whatever the source."""
         order, first = epoch_order(len(self.samples), self.recipe.seed, epoch), self.rank * self.batch_size
-        starts = [i * self.together + first for i in range(self.batches)]
+        starts = [i * self.together + first for i in range(begin, self.batches)]
         chunks = [order[start : start + self.batch_size] for start in starts]
 
         def draw(chunk: np.ndarray) -> list[Sample]:
             return [self._draw(self.samples[i], self.recipe, epoch) for i in chunk]
 
         drawn = (draw(chunk) for chunk in chunks)
-        yield from ahead(prefetch(drawn, self._collate, self.images, self.workers, self.pinned), self.meter)
+
+        def collate(samples: list[Sample], images: Tensor | Picked) -> PairBatch:
+            return self._collate(samples, images, epoch)
+
+        yield from ahead(prefetch(drawn, collate, self.images, self.workers, self.pinned), self.meter)
 
     def summary(self) -> str:
         """Which source is in use, and how fast it has been since the last summary."""
         said, self.meter = f"Loader: {self.images.name}; {self.meter.summary()}.", Meter()
         return said
 
-    def _collate(self, samples: list[Sample], images: Tensor) -> PairBatch:
-        for row in (i for i, sample in enumerate(samples) if sample.mirrored):
-            images[row] = images[row].flip(2)  # [K, H, W, 3]: columns
+    def _changed(self, samples: list[Sample], images: Tensor | Picked, epoch: int) -> Tensor | Picked:
+        """The images as the model is to see them: mirrored here where they are this batch's own, in the host's memory, and nothing else is to be done
+        to them, else with what is to be done beside them."""
+        picked, flips = isinstance(images, Picked), [sample.mirrored for sample in samples]
+        elsewhere = picked or images.device.type != "cpu"
+        if not self.augmentation and not (elsewhere and self.recipe.flip):
+            for row in (i for i, flip in enumerate(flips) if flip):
+                images[row] = images[row].flip(2)  # [K, H, W, 3]: columns
+            return images
+        count, size = images.shape[1:3]
+        if self.augmentation:
+            drawn = [self.augmentation.draw(self.recipe.seed, epoch, sample.id, count, size) for sample in samples]
+            parameters = np.stack(drawn)
+        else:
+            parameters = unchanged(len(samples), count, size)
+        parameters[flips] = mirrored(parameters[flips], size)
+        changed = replace(images if picked else Picked(images), augmentation=torch.from_numpy(parameters))
+        return changed.pin_memory() if self.pinned else changed
+
+    def _collate(self, samples: list[Sample], images: Tensor | Picked, epoch: int) -> PairBatch:
+        images = self._changed(samples, images, epoch)
         ids, words = [sample.id for sample in samples], self.recipe.max_words
         if self.stage == "adapt":
             return PairBatch(images, ids, text=PackedText.of([self.tokenizer.text(sample.captions[0], words) for sample in samples]))
@@ -213,14 +240,14 @@ def check_images(paths: Sequence[Path], workers: int = 4) -> None:
 
 def prefetch(
     batches: Iterator[list[Sample]],
-    collate: Callable[[list[Sample], Tensor], PairBatch],
+    collate: Callable[[list[Sample], Tensor | Picked], PairBatch],
     images: Pixels,
     workers: int,
     pinned: bool = False,
 ) -> Iterator[PairBatch]:
     """Reads one batch ahead; an error in a file surfaces where its batch is asked for."""
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        waiting: list[tuple[list[Sample], Callable[[], Tensor]]] = []
+        waiting: list[tuple[list[Sample], Callable[[], Tensor | Picked]]] = []
         for samples in batches:
             waiting.append((samples, images.start([sample.images for sample in samples], pool, pinned)))
             if len(waiting) > 1:
@@ -255,7 +282,7 @@ def in_order(records: Sequence[PairRecord], images: Pixels, batch_size: int, wor
     samples = [Sample(record.id, record.images, ()) for record in records]
     chunks = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
 
-    def collate(part: list[Sample], pixels: Tensor) -> PairBatch:
+    def collate(part: list[Sample], pixels: Tensor | Picked) -> PairBatch:
         return PairBatch(pixels, [sample.id for sample in part])
 
     yield from prefetch(chunks, collate, images, workers, pinned)

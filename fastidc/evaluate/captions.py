@@ -1,4 +1,4 @@
-"""BLEU, METEOR, ROUGE-L and CIDEr of change captions, overall and by kind of pair, through pycocoevalcap.
+"""BLEU, METEOR, ROUGE-L and CIDEr of change captions, overall and by kind of pair, with pycocoevalcap's values.
 
 Raw values, not times 100. CIDEr is what the papers call so: the CIDEr-D formula (clipped counts, sigma 6, times 10) with the inverse
 document frequencies of the references that are scored (``data_evaluation.md`` 3.2), so the subsets do not average to the whole and one
@@ -8,9 +8,11 @@ pair alone scores 0. The protocol is the official one (``clip4idc.md`` 7.2); its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from fastidc.errors import FastidcError
+from fastidc.evaluate.blocks import METRICS, Examined, add_intervals, each_caption, nested, score_blocks, subsets_of
 from fastidc.evaluate.changes import (
     CHANGE_TYPES,
     change_accuracy,
@@ -22,13 +24,16 @@ from fastidc.evaluate.changes import (
     type_confusion,
 )
 from fastidc.evaluate.constant import constant_cider, frequent_captions
-from fastidc.evaluate.java import JavaError, Meteor
+from fastidc.evaluate.intervals import RESAMPLES
+from fastidc.evaluate.meteor import MeteorDesk
+from fastidc.evaluate.ngrams import Ngrams
 from fastidc.evaluate.ptb import TOKENIZERS, tokenize
 
 __all__ = [
     "CHANGE_TYPES",
     "METRICS",
     "CaptionScorer",
+    "Examined",
     "best_constant_caption",
     "change_accuracy",
     "is_no_change_id",
@@ -41,7 +46,8 @@ __all__ = [
     "type_confusion",
 ]
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+
+_Job = tuple[Mapping[str, str], Mapping[str, list[str]], int, int]  # captions, subsets, resamples and seed of their intervals
 
 
 class CaptionScorer:
@@ -50,14 +56,21 @@ class CaptionScorer:
     ``references``: id -> sentences. They are tokenised once, as far as an id is scored, and one METEOR process serves every call (its
     start takes 6 s, and goes on beside the tokenising). ``meteor=False`` leaves METEOR out. ``tokenizer``: "auto", "ptb-java" or
     "ptb-regex". An empty reference is dropped where its pair has another one: pycocoevalcap gives an empty caption ROUGE-L 1.0 for it,
-    and Spot-the-Diff ships 7 of them; ``keep_empty_references=True`` is the official behaviour. Not for two threads at a time.
+    and Spot-the-Diff ships 7 of them; ``keep_empty_references=True`` is the official behaviour. ``progress``: a bar for METEOR, which takes
+    longest. Not for two threads at a time.
 
     A context manager: ``close`` ends the METEOR process.
     Raises FastidcError for references that are no sentences and for an unknown tokeniser.
     """
 
     def __init__(
-        self, references: Mapping[str, Sequence[str]], *, meteor: bool = True, tokenizer: str = "auto", keep_empty_references: bool = False
+        self,
+        references: Mapping[str, Sequence[str]],
+        *,
+        meteor: bool = True,
+        tokenizer: str = "auto",
+        keep_empty_references: bool = False,
+        progress: bool = False,
     ) -> None:
         for pair, sentences in references.items():
             if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
@@ -73,8 +86,7 @@ class CaptionScorer:
         self._used_tokenizer = tokenizer
         self._tokenized: dict[str, list[str]] = {}
         self._written: dict[str, str] = {}  # tokens -> a sentence as it was given
-        self._meteor: Meteor | None = None
-        self._meteor_reason = None if meteor else "it was not asked for"
+        self._meteor = MeteorDesk(meteor, progress)
 
     def __enter__(self) -> CaptionScorer:
         return self
@@ -84,35 +96,49 @@ class CaptionScorer:
 
     def close(self) -> None:
         """End the METEOR process; the next call would start another one."""
-        if self._meteor is not None:
-            self._meteor.close()
-            self._meteor = None
+        self._meteor.close()
 
     def score(self, hypotheses: Mapping[str, str]) -> dict[str, float | int | str | None]:
         """Scores of one set of captions; see `score_captions`."""
-        return self._score(hypotheses, {"overall": list(hypotheses)})["overall"]
+        return self._score([(hypotheses, {"overall": list(hypotheses)}, 0, 0)])[0].scores["overall"]
 
     def by_subset(self, hypotheses: Mapping[str, str], types: Mapping[str, str] | None = None) -> dict:
         """Scores of one set of captions by kind of pair; see `score_by_subset`."""
-        subsets: dict[str, list[str]] = {"overall": list(hypotheses)}
-        no_change = [pair for pair in hypotheses if is_no_change_id(pair)]
-        change = [pair for pair in hypotheses if not is_no_change_id(pair)]
-        if no_change or types:
-            subsets |= {"change": change, "no_change": no_change}
-        known = {types[pair] for pair in change if pair in types} if types else set()
-        order = [kind for kind in CHANGE_TYPES if kind in known] + sorted(known - set(CHANGE_TYPES))
-        for kind in order:
-            subsets[f"types/{kind}"] = [pair for pair in change if types.get(pair) == kind]
-        scores = self._score(hypotheses, {name: pairs for name, pairs in subsets.items() if pairs})
-        result: dict = {name: value for name, value in scores.items() if "/" not in name}
-        return result | ({"types": {kind: scores[f"types/{kind}"] for kind in order}} if order else {})
+        return self._score([(hypotheses, subsets_of(list(hypotheses), types), 0, 0)])[0].scores
+
+    def examine(
+        self,
+        hypotheses: Mapping[str, str],
+        types: Mapping[str, str] | None = None,
+        overlaps: Mapping[str, float] | None = None,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+        constant: str | None = None,
+    ) -> Examined:
+        """`by_subset` with 95 % intervals (`fastidc.evaluate.intervals`; ``resamples=0``: none) and the scores of every caption.
+
+        ``overlaps``: id of a change pair -> IoU, scored by bins under "iou". ``constant``: a caption that is scored for every pair as well,
+        METEOR meanwhile being at work for both.
+        """
+        pairs = list(hypotheses)
+        jobs: list[_Job] = [(hypotheses, subsets_of(pairs, types, overlaps), resamples, seed)]
+        if constant is not None:
+            jobs.append((dict.fromkeys(pairs, constant), subsets_of(pairs, types), 0, 0))
+        examined, *others = self._score(jobs)
+        return replace(examined, constant=others[0].scores) if others else examined
 
     def best_constant(
         self, pairs: Iterable[str] | None = None, candidates: Sequence[str] | None = None, types: Mapping[str, str] | None = None
     ) -> tuple[str, dict]:
         """The one caption that scores best on every pair (``pairs``: all by default); see `best_constant_caption`."""
         pairs = list(self._references if pairs is None else pairs)
-        self._check({pair: "" for pair in pairs})
+        caption = self.constant_caption(pairs, candidates)
+        return caption, self.by_subset(dict.fromkeys(pairs, caption), types)
+
+    def constant_caption(self, pairs: Sequence[str], candidates: Sequence[str] | None = None) -> str:
+        """The caption of `best_constant` without its scores; METEOR's start goes on beside the search."""
+        self._check(dict.fromkeys(pairs, ""))
+        self._meteor.start()
         tokenized = self._tokenized_references(pairs)
         if candidates is None:
             captions = {tokens: self._written[tokens] for tokens in frequent_captions(pairs, tokenized, is_no_change_id)}
@@ -122,8 +148,7 @@ class CaptionScorer:
         if not captions:
             raise FastidcError("there is no candidate for a constant caption: give at least one sentence")
         scores = constant_cider([tokenized[pair] for pair in pairs], list(captions))
-        caption = list(captions.values())[int(scores.argmax())]
-        return caption, self.by_subset(dict.fromkeys(pairs, caption), types)
+        return list(captions.values())[int(scores.argmax())]
 
     def _check(self, hypotheses: Mapping[str, str]) -> None:
         if not hypotheses:
@@ -155,89 +180,60 @@ class CaptionScorer:
                 self._tokenized[pair] = kept or sentences
         return self._tokenized
 
-    def _score(self, hypotheses: Mapping[str, str], subsets: Mapping[str, list[str]]) -> dict[str, dict]:
-        self._check(hypotheses)
-        self._start_meteor()
+    def _score(self, jobs: Sequence[_Job]) -> list[Examined]:
+        for hypotheses, _, _, _ in jobs:
+            self._check(hypotheses)
+        self._meteor.start()
         try:
-            self._tokenized_references(list(hypotheses))
-            tokens = self._tokens(list(hypotheses.values()))
-            references = self._tokenized_references(list(hypotheses))  # again, where Java failed in between
-            captions = dict(zip(hypotheses, tokens, strict=True))
+            while True:  # once more, where Java failed between one set and another: one table must not mix two tokenisers
+                before = self._tokenizer_reason
+                pairs = list(dict.fromkeys(pair for hypotheses, _, _, _ in jobs for pair in hypotheses))
+                self._tokenized_references(pairs)
+                sets = [dict(zip(job[0], self._tokens(list(job[0].values())), strict=True)) for job in jobs]
+                if self._tokenizer_reason == before:
+                    break
+            references = self._tokenized_references(pairs)
             with ThreadPoolExecutor(1) as pool:
-                segments = pool.submit(self._meteor_segments, references, captions)
+                answers = [
+                    pool.submit(self._meteor.ask, [references[pair] for pair in captions], list(captions.values())) for captions in sets
+                ]
                 try:
-                    scores = _python_scores(references, captions, subsets)
+                    return [self._examined(references, *some) for some in zip(sets, jobs, answers, strict=True)]
                 except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
                     self.close()  # ends the thread's wait
                     raise
-                statistics = segments.result()
-            for name, pairs in subsets.items():
-                self._finish(scores[name], [statistics[pair] for pair in pairs] if statistics else None)
-            return scores
         except BaseException:
             self.close()
             raise
 
-    def _finish(self, scores: dict, statistics: list[str] | None) -> None:
-        if statistics is not None and self._meteor is not None:
-            try:
-                scores["METEOR"] = self._meteor.corpus(statistics)[0]
-            except JavaError as error:
-                self._give_up_meteor(error)
-        scores["tokenizer"] = self._used_tokenizer
-        if scores["METEOR"] is None:
-            scores["METEOR_reason"] = self._meteor_reason
-        if self._tokenizer_reason is not None:
-            scores["tokenizer_reason"] = self._tokenizer_reason
+    def _examined(self, references: Mapping[str, list[str]], captions: Mapping[str, str], job: _Job, answer: Future) -> Examined:
+        import numpy as np
 
-    def _start_meteor(self) -> None:
-        if self._meteor is None and self._meteor_reason is None:
-            try:
-                self._meteor = Meteor()
-            except JavaError as error:
-                self._give_up_meteor(error)
-
-    def _meteor_segments(self, references: Mapping[str, list[str]], captions: Mapping[str, str]) -> dict[str, str] | None:
-        if self._meteor is None:
-            return None
-        try:
-            lines = self._meteor.segments([references[pair] for pair in captions], list(captions.values()))
-            return dict(zip(captions, lines, strict=True))
-        except JavaError as error:
-            self._give_up_meteor(error)
-            return None
-
-    def _give_up_meteor(self, error: JavaError) -> None:
-        self._meteor_reason = str(error)
-        self.close()
-
-
-def _python_scores(references: Mapping[str, list[str]], captions: Mapping[str, str], subsets: Mapping[str, list[str]]) -> dict[str, dict]:
-    """BLEU, ROUGE-L and CIDEr of every subset. pycocoevalcap's n-gram counts of a pair are the same in each, so they are made once."""
-    import numpy as np
-    from pycocoevalcap.bleu import bleu_scorer
-    from pycocoevalcap.cider import cider_scorer
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    rouge = Rouge()
-    pairs = list(captions)
-    bleu_references = {pair: bleu_scorer.cook_refs(references[pair]) for pair in pairs}
-    bleu_captions = {pair: bleu_scorer.cook_test(captions[pair], bleu_references[pair]) for pair in pairs}
-    cider_references = {pair: cider_scorer.cook_refs(references[pair]) for pair in pairs}
-    cider_captions = {pair: cider_scorer.cook_test(captions[pair]) for pair in pairs}
-    rouges = {pair: rouge.calc_score([captions[pair]], references[pair]) for pair in pairs}
-    scores = {}
-    for name, chosen in subsets.items():
-        bleu = bleu_scorer.BleuScorer(n=4)
-        bleu.crefs, bleu.ctest = [bleu_references[pair] for pair in chosen], [bleu_captions[pair] for pair in chosen]
-        cider = cider_scorer.CiderScorer()
-        cider.crefs, cider.ctest = [cider_references[pair] for pair in chosen], [cider_captions[pair] for pair in chosen]
-        values = [*bleu.compute_score(option="closest", verbose=0)[0], None, np.mean([rouges[pair] for pair in chosen])]
-        # Without a single word in the references, pycocoevalcap fails instead of giving 0.
-        values.append(cider.compute_score()[0] if any(any(sentences) for sentences in cider.crefs) else 0.0)
-        scores[name] = {metric: None if value is None else float(value) for metric, value in zip(METRICS, values, strict=True)}
-        scores[name]["pairs"] = len(chosen)
-    return scores
+        _, subsets, resamples, seed = job
+        pairs = list(captions)
+        place = {pair: number for number, pair in enumerate(pairs)}
+        chosen = {name: np.array([place[pair] for pair in some]) for name, some in subsets.items()}
+        ngrams = Ngrams([references[pair] for pair in pairs], list(captions.values()))
+        blocks, ciders = score_blocks(ngrams, chosen)
+        asked = answer.result()
+        meteor = None if asked is None else self._meteor.scores(asked, chosen)
+        for name, block in blocks.items():
+            block["tokenizer"] = self._used_tokenizer
+            if meteor is not None:
+                block["METEOR"] = meteor.scores[name]
+            else:
+                block["METEOR_reason"] = self._meteor.reason
+            if self._tokenizer_reason is not None:
+                block["tokenizer_reason"] = self._tokenizer_reason
+        if resamples:
+            add_intervals(blocks, chosen, ngrams, ciders, meteor and meteor.statistics, resamples, seed)
+        return Examined(
+            nested(blocks),
+            each_caption(pairs, ngrams, ciders["overall"], meteor and meteor.each),
+            [pair for pair in pairs if not all(text.strip() for text in references[pair])],
+            [pair for pair in pairs if not captions[pair].strip()],
+        )
 
 
 def score_captions(
@@ -283,8 +279,8 @@ def best_constant_caption(
     """The caption that, given to every pair, has the highest CIDEr: ``(caption, its scores as score_by_subset gives them)``.
 
     A model that scores no higher has learned the prior of the data and nothing of the images. ``candidates``: the most frequent 500
-    distinct references and the most frequent 50 of the no-change pairs, unless given. The caption is chosen by our own CIDEr (the same
-    formula, references counted once for all candidates), its scores come from pycocoevalcap. Equal candidates: the first one.
+    distinct references and the most frequent 50 of the no-change pairs, unless given. The caption is chosen by its CIDEr, for which references are
+    counted once for all candidates. Equal candidates: the first one.
     """
     with CaptionScorer(references, **options) as scorer:
         return scorer.best_constant(candidates=candidates, types=types)

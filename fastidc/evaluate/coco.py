@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,18 @@ def write_references(path: str | os.PathLike[str], references: Mapping[str, Sequ
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Captions by id. Whole-number ids are read as text. Raises FastidcError that names the file, the entry and the field."""
+    """Captions by id. Whole-number ids are read as text; an entry that is there twice, the same both times, counts once.
+
+    Raises FastidcError that names the file, the entry and the field.
+    """
     content = _read(path)
     if not isinstance(content, list):
         raise FastidcError(f"{path}: a results file is a list of {{image_id, caption}} and not {_kind(content)}; give the caption file")
     captions: dict[str, str] = {}
     for number, entry in enumerate(content):
         pair, caption = _sentence(path, f"[{number}]", entry)
-        if pair in captions:
-            raise FastidcError(f"{path}: [{number}].image_id {pair!r} occurs twice; keep one caption for each pair")
+        if captions.get(pair, caption) != caption:
+            raise FastidcError(f"{path}: [{number}].image_id {pair!r} occurs twice with different captions; keep one caption for each pair")
         captions[pair] = caption
     return captions
 
@@ -66,15 +70,59 @@ def read_references(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     return references
 
 
+def read_types(path: str | os.PathLike[str]) -> dict[str, str]:
+    """id -> type of CLEVR-Change's ``type_mapping.json``, ``{"color": ["000000.png", ...], ...}``.
+
+    Raises FastidcError that names the file and the entry, also where an id is of two types.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or not content:
+        raise FastidcError(f"{path}: a type mapping is an object {{type: [ids]}} and not {_kind(content)}; give type_mapping.json")
+    types: dict[str, str] = {}
+    for kind, pairs in content.items():
+        if not isinstance(pairs, list):
+            raise FastidcError(f"{path}: {kind!r} is {_kind(pairs)} and not a list of ids; give type_mapping.json")
+        for number, pair in enumerate(pairs):
+            name = _identity(path, f"{kind}[{number}]", pair)
+            if types.setdefault(name, kind) != kind:
+                raise FastidcError(f"{path}: {kind}[{number}] {name!r} is also of type {types[name]!r}; keep one type for each pair")
+    return types
+
+
+def read_overlaps(path: str | os.PathLike[str], pairs: Iterable[str]) -> dict[str, float]:
+    """id -> IoU for those of ``pairs`` that ``change_captions_by_IOU.json``, ``{"123": "0.42"}``, names by the number in their name.
+
+    Raises FastidcError that names the file and the entry where a value is no number from 0 to 1.
+    """
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise FastidcError(f"{path}: an IoU file is an object {{scene: IoU}} and not {_kind(content)}; give change_captions_by_IOU.json")
+    values: dict[str, float] = {}
+    for scene, value in content.items():
+        try:
+            values[str(int(scene))] = float("nan" if isinstance(value, bool) else value)
+            usable = 0.0 <= values[str(int(scene))] <= 1.0
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise FastidcError(f"{path}: {scene!r} is {value!r}; give {{scene number: a number from 0 to 1}}")
+    numbers = {pair: re.fullmatch(r"\D*(\d+)(?:\.[A-Za-z0-9]+)?", pair) for pair in pairs}
+    return {pair: values[name] for pair, found in numbers.items() if found and (name := str(int(found[1]))) in values}
+
+
 def _sentence(path: str | os.PathLike[str], where: str, entry: Any) -> tuple[str, str]:
     if not isinstance(entry, dict):
         raise FastidcError(f"{path}: {where} is {_kind(entry)} and not an object with image_id and caption; correct that entry")
-    pair, caption = entry.get("image_id"), entry.get("caption")
-    if isinstance(pair, bool) or not isinstance(pair, (str, int)):
-        raise FastidcError(f"{path}: {where}.image_id is {_kind(pair)}; give the id of the pair as text")
+    name, caption = _identity(path, f"{where}.image_id", entry.get("image_id")), entry.get("caption")
     if not isinstance(caption, str):
         raise FastidcError(f"{path}: {where}.caption is {_kind(caption)}; give one sentence")
-    return str(pair), caption
+    return name, caption
+
+
+def _identity(path: str | os.PathLike[str], where: str, pair: Any) -> str:
+    if isinstance(pair, bool) or not isinstance(pair, (str, int)):
+        raise FastidcError(f"{path}: {where} is {_kind(pair)}; give the id of the pair as text")
+    return str(pair)
 
 
 def _kind(value: Any) -> str:

@@ -126,7 +126,7 @@ class Meteor:
 
     def __init__(self) -> None:
         jar = _jar("meteor", "meteor-1.5.jar")
-        command = [_java(), *_SETTINGS, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+        command = [_java(), *_SETTINGS, "-Xmx2G", "-XX:+UseSerialGC", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
         # Left to itself the jar looks for the table under its own URL, where a blank is written %20.
         command += ["-a", os.path.join("data", "paraphrase-en.gz")]
         pipe = subprocess.PIPE
@@ -144,16 +144,23 @@ class Meteor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def segments(self, references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> list[str]:
-        """Match statistics of every pair, one line of numbers each: tokenised references [N][R] and hypotheses [N]."""
-        lines = [_score_line(refs, hypothesis) for refs, hypothesis in zip(references, hypotheses, strict=True)]
+    def segments(self, references: Sequence[Sequence[str]], hypotheses: Sequence[str], progress: bool = False) -> list[str]:
+        """Match statistics of every pair, one line of numbers each: tokenised references [N][R] and hypotheses [N].
+
+        The same captions of the same references are asked for once. ``progress``: a bar on a terminal.
+        """
+        from tqdm import tqdm
+
+        asked = [_score_line(refs, hypothesis) for refs, hypothesis in zip(references, hypotheses, strict=True)]
+        lines = list(dict.fromkeys(asked))
         # One thread writes them all while this one reads: with a question for each answer, a busy interpreter lock costs 5 ms a caption.
         writer = threading.Thread(target=self._write, args=("\n".join(lines),), daemon=True)
         with self._watch(_START_LIMIT + 0.5 * len(hypotheses)):
             writer.start()
-            answers = [self._statistics() for _ in lines]
+            shown = tqdm(lines, desc="METEOR", unit="caption", leave=False, delay=1, disable=None if progress else True)
+            answers = {line: self._statistics() for line in shown}
         writer.join()
-        return answers
+        return [answers[line] for line in asked]
 
     def corpus(self, segments: Sequence[str]) -> tuple[float, list[float]]:
         """Corpus score of a set of segments (statistics added up first, so it is no mean), and the score of each."""

@@ -65,6 +65,17 @@ def retrieval_metrics(similarity: Any, text_to_pair: Any, *, ties: str = "strict
     torch gives it to the official text->pair ranks; for legacy pair->text it is numpy's, which may end in .5.
     Raises FastidcError for shapes that do not fit, similarities that are not finite, and a pair without a sentence.
     """
+    ranks = retrieval_ranks(similarity, text_to_pair, ties)
+    middle = np.median if ties == "legacy" else _lower_median
+    forth, back = ranks["text_to_pair"][0], ranks["pair_to_text"][0]
+    return {"text_to_pair": _summary(forth, ks, _lower_median), "pair_to_text": _summary(back, ks, middle), "ties": ties}
+
+
+def retrieval_ranks(similarity: Any, text_to_pair: Any, ties: str = "strict") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Direction -> (ranks from 1, the pair of each), both [queries]; arguments and errors are `retrieval_metrics`'s.
+
+    "legacy" ranks of pair_to_text are more than the pairs where columns tie.
+    """
     if ties not in TIES:
         raise FastidcError(f"ties {ties!r} is not one of {', '.join(TIES)}")
     similarity, owner = _matrix(similarity), _indices(text_to_pair, "text_to_pair")
@@ -82,11 +93,8 @@ def retrieval_metrics(similarity: Any, text_to_pair: Any, *, ties: str = "strict
     groups = _group_maximum(similarity, owner)  # [P pairs, P groups]
     own = np.arange(pairs)
     if ties == "legacy":
-        forth, back = _legacy_text_ranks(similarity, owner), _legacy_pair_ranks(groups)
-    else:
-        forth, back = rank(similarity, owner, ties), rank(groups, own, ties)
-    middle = np.median if ties == "legacy" else _lower_median
-    return {"text_to_pair": _summary(forth, ks, _lower_median), "pair_to_text": _summary(back, ks, middle), "ties": ties}
+        return {"text_to_pair": (_legacy_text_ranks(similarity, owner), owner), "pair_to_text": _legacy_pair_ranks(groups)}
+    return {"text_to_pair": (rank(similarity, owner, ties), owner), "pair_to_text": (rank(groups, own, ties), own)}
 
 
 def _summary(ranks: np.ndarray, ks: Sequence[int], median: Any) -> dict[str, float | int]:
@@ -123,13 +131,13 @@ def _legacy_text_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _legacy_pair_ranks(groups: np.ndarray) -> np.ndarray:
-    """One rank for every column that ties with the true one, hence more ranks than rows."""
+def _legacy_pair_ranks(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One rank for every column that ties with the true one, hence more ranks than rows; and the row of each."""
     first = rank(groups, np.arange(len(groups)), "optimistic")
     last = rank(groups, np.arange(len(groups)), "strict")
     counts = last - first + 1
     steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(first, counts) + steps
+    return np.repeat(first, counts) + steps, np.repeat(np.arange(len(groups)), counts)
 
 
 def _chunks(matrix: np.ndarray) -> Iterable[slice]:

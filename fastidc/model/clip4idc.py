@@ -15,6 +15,7 @@ from fastidc.model.captioner import Captioner
 from fastidc.model.pair_encoder import PairEncoder
 from fastidc.model.text_encoder import TextEncoder
 from fastidc.packed import PackedCaptions, PackedText
+from fastidc.picked import Picked
 
 
 class CLIP4IDC(nn.Module):
@@ -84,14 +85,15 @@ class CLIP4IDC(nn.Module):
         """p as a product reads it that is no module's own: its shadow where `forward` has them."""
         return p if self.shadows is None else self.shadows.stand_in(p)
 
-    def encode_batch(self, images: Tensor, with_tokens: bool = True) -> tuple[Tensor, Tensor]:
-        """images [B, K, H, W, 3] uint8, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k).
+    def encode_batch(self, images: Tensor | Picked, with_tokens: bool = True) -> tuple[Tensor, Tensor]:
+        """images [B, K, H, W, 3] uint8, or as many picked ones, before first -> embedding [B, K-1, E], tokens [B, K-1, 2(n+1), E] of (before, image k).
 
         Without ``with_tokens`` only the two class tokens of each pair are computed, tokens [B, K-1, 2, E]; the embedding is the same.
         """
         batch, count = images.shape[:2]
         encoder = self.pair_encoder
-        features = encoder.intra(images.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, count))
+        pixels, *picked = images.flat() if isinstance(images, Picked) else (images.flatten(0, 1),)
+        features = encoder.intra(pixels.permute(0, 3, 1, 2), *picked).unflatten(0, (batch, count))
         before = features[:, :1].expand(-1, count - 1, -1, -1).flatten(0, 1)
         inter = encoder.inter if with_tokens else encoder.inter_class_tokens
         embedding, tokens = encoder.pool(inter(before, features[:, 1:].flatten(0, 1)))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from fastidc import ops
@@ -19,6 +20,11 @@ def residual_stream(x: Tensor, weights: torch.dtype) -> Tensor:
     """x in the dtype that autocast computes in, else in that of the block stack's weights: its residual stream is kept in it."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights)
+
+
+def state_of(p: Tensor) -> tuple[int, int]:
+    """What changes when anybody writes to p: torch's operators count, as do our optimisers."""
+    return p._version, 0 if isinstance(p, FakeTensor) else p.data_ptr()
 
 
 def take_rows(x: Tensor, rows: slice | Tensor) -> Tensor:
@@ -227,16 +233,49 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(width)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self._folded: tuple | None = None  # what `folded` was made of, and itself
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images [N, 3, H, W], uint8 in [0, 255] or floating and already normalised -> [N, n+1, C]."""
+    def forward(self, images: Tensor, index: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+        """images [N, 3, H, W], floating and already normalised -> [N, n+1, C]. Or uint8 in [0, 255], [I, 3, H, W], of which ``index`` picks N and
+        ``augmentation`` changes them as `fastidc.ops.patches` does; where pixels lie as stored images have them, [I, H, W, 3] beneath a
+        permutation, they are read once, and written as patches only."""
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"images must be [N, 3, {self.image_size}, {self.image_size}], got {list(images.shape)}.")
         if not images.dtype.is_floating_point:
-            images = torch.sub(images, self.mean, alpha=255) / (255 * self.std)  # (x / 255 - mean) / std, in two passes over the pixels
+            return self._of_pixels(images.permute(0, 2, 3, 1), index, augmentation)
         size, side = self.patch_size, self.image_size // self.patch_size
         patches = images.unflatten(3, (side, size)).unflatten(2, (side, size))  # [N, 3, side, size, side, size]
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), side * side, -1)  # [N, n, 3*P*P]
-        x = F.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
-        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.position.to(x.dtype)
+        return self._embedded(patches.to(self.weight.dtype), self.weight.flatten(1))
+
+    def _of_pixels(self, images: Tensor, index: Tensor | None, augmentation: Tensor | None) -> Tensor:
+        device = images.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if dtype == torch.float16:  # which cannot hold the folded weights
+            patches = ops.patches(images, index, self.patch_size, augmentation=augmentation, dtype=torch.float32)
+            normal = torch.sub(patches.unflatten(2, (3, -1)), self.mean.flatten(1), alpha=255) / (255 * self.std.flatten(1))
+            return self._embedded(normal.flatten(2).to(dtype), self.weight.flatten(1))
+        patches = ops.patches(images, index, self.patch_size, augmentation=augmentation, dtype=dtype)
+        return self._embedded(patches, *self.folded(dtype))
+
+    def folded(self, dtype: torch.dtype) -> "ops.Folded":
+        """The weight with the normalisation in it, see `fastidc.ops.fold_normalisation`. Of a frozen stem it is made once and, where someone has
+        written the weight since, once more in place, since a captured step reads it at its address."""
+        if self.weight.requires_grad or self.weight.is_inference():
+            return ops.fold_normalisation(self.weight, self.mean, self.std, dtype)
+        state = (state_of(self.weight), dtype, self.weight.device)
+        if self._folded is None or self._folded[0] != state:
+            made = ops.fold_normalisation(self.weight.detach(), self.mean, self.std, dtype)
+            if self._folded is not None and self._folded[0][1:] == state[1:] and type(self._folded[1].weight) is type(made.weight):
+                torch._foreach_copy_(list(self._folded[1]), list(made))
+                made = self._folded[1]
+            self._folded = state, made
+        return self._folded[1]
+
+    def _embedded(self, patches: Tensor, weight: Tensor, bias: Tensor | None = None, remainder: Tensor | None = None) -> Tensor:
+        """patches [N, n, 3*P*P] and weight [C, 3*P*P]; ``remainder`` [C] of the bias -> [N, n+1, C]."""
+        x, position = F.linear(patches, weight, bias), self.position
+        if remainder is not None:
+            position = torch.cat([position[:1], position[1:] + remainder])
+        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + position.to(x.dtype)
         return self.norm(residual_stream(x, self.weight.dtype))

@@ -26,9 +26,10 @@ class PairEncoder(nn.Module):
         self.norm = LayerNorm(width)
         self.projection = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
-    def intra(self, images: Tensor) -> Tensor:
-        """images [N, 3, H, W] (uint8, or normalised) -> [N, n+1, C]; an image that several pairs share is encoded once."""
-        return added(*residual_blocks(self.blocks[: self.intra_layers], self.patch_embed(images)))
+    def intra(self, images: Tensor, index: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+        """images [N, 3, H, W] (uint8, or normalised) -> [N, n+1, C]; an image that several pairs share is encoded once. ``index`` and
+        ``augmentation`` of uint8 images as `PatchEmbed` takes them."""
+        return added(*residual_blocks(self.blocks[: self.intra_layers], self.patch_embed(images, index, augmentation)))
 
     def inter(self, before: Tensor, after: Tensor) -> Tensor:
         """before, after [B, n+1, C] from `intra` -> [B, 2(n+1), C]; rows 0 and n+1 are the two class tokens."""

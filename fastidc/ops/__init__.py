@@ -8,13 +8,14 @@ from fastidc.ops.fp8_linear import fp8_linear
 from fastidc.ops.info_nce import info_nce, start_gather
 from fastidc.ops.layer_norm import layer_norm
 from fastidc.ops.linear_cross_entropy import linear_cross_entropy
-from fastidc.ops.patches import fold_normalisation, patches
+from fastidc.ops.patches import Folded, fold_normalisation, patches
 from fastidc.ops.quick_gelu import quick_gelu
 from fastidc.ops.squash import squash
 
 __all__ = [
     "BertAdamGroup",
     "BertAdamStep",
+    "Folded",
     "bert_adam",
     "check_environment",
     "cross_attention",

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from fastidc.data.augment import Augmentation
 from fastidc.data.sources import LOADERS
 from fastidc.errors import FastidcError
 
@@ -135,7 +136,12 @@ def parser() -> argparse.ArgumentParser:
         "--loader",
         choices=LOADERS,
         default="auto",
-        help="pixels decoded by pillow, or from a cache (`fastidc cache build`) on the disk or held in memory; auto takes a cache that fits",
+        help="pixels decoded by pillow or dali, or from a cache (`fastidc cache build`) on the disk, in memory, or resident on the device; auto takes a cache that fits",
+    )
+    ours.add_argument(
+        "--augment",
+        default="",
+        help="training images changed at random, both of a pair alike: crop=0.8,brightness=0.2,contrast=0.2,saturation=0.2,noise=4,erase=0.25,same_colours=no",
     )
     ours.add_argument("--cache", default=None, help="the cache; by default fastidc-cache-SIZE.bin in the folder of --data_path")
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -181,6 +187,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
             refuse(f"--{name} must be at least {least}, got {getattr(args, name)}.")
     if args.micro_batch is not None and args.micro_batch < 1:
         refuse(f"--micro-batch must be at least 1, got {args.micro_batch}.")
+    Augmentation.parse(args.augment)
     if not 0 <= args.warmup_proportion < 1:
         refuse(f"--warmup_proportion must lie in [0, 1), got {args.warmup_proportion}.")
     for name in ("lr", "coef_lr"):

@@ -61,6 +61,7 @@ def recipe_of(args: argparse.Namespace, stage: Stage, kind: str) -> Recipe:
         select=args.select,
         gather_grad=args.gather_grad,
         token_mean=args.token_mean,
+        augment=args.augment,
     )
 
 

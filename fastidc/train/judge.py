@@ -9,6 +9,7 @@ from tqdm import tqdm
 from fastidc.config import Recipe
 from fastidc.data.images import Pixels
 from fastidc.data.records import PairRecord
+from fastidc.describe import NoChange, change_probabilities
 from fastidc.evaluate.paper import KS
 from fastidc.evaluate.predict import embed_pairs, embed_sentences, predict_captions, references_of, sentences_of
 from fastidc.evaluate.retrieval import retrieval_metrics
@@ -110,6 +111,14 @@ class Judge:
             return {name: everything[name] for name in references_of(records)}
 
         return self.world.on_main(run)
+
+    def change(self, records: Sequence[PairRecord], sentences: Sequence[str]) -> dict[str, float]:
+        """image_id -> probability that the pair changed, not calibrated (`fastidc.describe.change_probabilities`), ordered as `references_of`."""
+        mine, how = self.world.share(list(records)), {"max_words": self.recipe.max_words, "batch_size": self.batch_size}
+        with self._evaluating(), self._bar("change", mine) as bar:
+            found = change_probabilities(self.model, self.tokenizer, mine, self.images, NoChange(tuple(sentences)), **how, bar=bar)
+        everything = {name: p for part in self.world.gather_everywhere(found) for name, p in part.items()}
+        return {name: everything[name] for name in references_of(records)}
 
     def _bar(self, what: str, records: Sequence[PairRecord]):
         total = sum(len(record.images) - 1 for record in records)

@@ -80,8 +80,8 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     workers = max(1, args.num_thread_reader)
     paths, size = distinct_images(records.values() if args.do_train else [records["test"]]), model.config.image_size
     cache = None if args.cache is None else Path(args.cache)
-    chosen = world.on_main(lambda: choose(args.loader, cache, args.data_path, paths, size, workers))
-    images = chosen.open(args.data_path, paths, size, pinned=device.type == "cuda")
+    chosen = world.on_main(lambda: choose(args.loader, cache, args.data_path, paths, size, workers, device, world.size))
+    images = chosen.open(args.data_path, paths, size, device)
     search = {"beams": args.beams, "length_penalty": args.length_penalty}
     session, selection = None, Selection(out, args.select)
     if args.do_train:
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     else:
         precision.prepare(model.to(device))
         judge = Judge(stage, model, Tokenizer.of(model.config), images, recipe, world, precision, evaluation_batch, **search)
-    if chosen.loader == "pillow":  # a cache has been compared with them
+    if chosen.decodes:
         world.on_main(lambda: check_images(paths, workers))
     world.on_main(lambda: _make_folder(out))
     log = _log(out, world)

@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from fastidc import checkpoint
 from fastidc.config import PRESETS, ModelConfig, Preset, Recipe, TrainOptions, preset
+from fastidc.data.augment import Augmentation
 from fastidc.data.loaders import check_images, distinct_images
 from fastidc.data.records import PairRecord, all_captions, load_records, recognise
 from fastidc.data.sources import choose
+from fastidc.describe import fit_change_probability, no_change_sentences, write_change_probabilities, write_no_change
 from fastidc.errors import FastidcError
 from fastidc.evaluate.coco import write_references, write_results
 from fastidc.evaluate.predict import references_of
@@ -32,7 +34,7 @@ from fastidc.train.session import Session
 
 # Fields of `TrainOptions` that replace a field of the recipe.
 _RECIPE_OPTIONS = (
-    "epochs", "steps", "batch_size", "accumulate", "micro_batch", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean",
+    "epochs", "steps", "batch_size", "accumulate", "micro_batch", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean", "augment",
 )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, 
         raise FastidcError(f"--max-words must be at least 3 (start, a word, end), got {changes['max_words']}.")
     if changes["seed"] is not None and not 0 <= changes["seed"] < 2**63:
         raise FastidcError(f"--seed must lie in 0 to 2**63 - 1, got {changes['seed']}.")
+    Augmentation.parse(changes["augment"] or "")
     if options.workers < 1:
         raise FastidcError(f"--workers must be at least 1, got {options.workers}.")
     if changes["epochs"] is not None and changes["steps"] is None:
@@ -111,7 +114,7 @@ def _prepare_folder(out: Path, overwrite: bool) -> None:
 
 def train(stage: Stage, options: TrainOptions) -> dict:
     """Runs one stage, in this process or (under torchrun) in each of many. Leaves config.json, log.jsonl, model.safetensors and metrics.json
-    in ``options.out`` (captioning also hyp_test.json and references.json) and returns the metrics. Everything that can be wrong is checked
+    in ``options.out`` (captioning also hyp_test.json, references.json, no_change.json and change_SPLIT.json) and returns the metrics. Everything that can be wrong is checked
     before the folder is made."""
     with processes(options.device) as (world, device):
         return _train(stage, options, world, device)
@@ -139,13 +142,15 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
             f"{source}: max_words {recipe.max_words} exceeds the model's {model.config.context_length} positions; lower --max-words."
         )
     paths, size = distinct_images(records.values()), model.config.image_size
-    chosen_loader = world.on_main(lambda: choose(options.loader, options.cache, options.data, paths, size, options.workers))
+    chosen_loader = world.on_main(
+        lambda: choose(options.loader, options.cache, options.data, paths, size, options.workers, device, world.size)
+    )
     session = Session(
         stage,
         recipe,
         model,
         records["train"],
-        chosen_loader.open(options.data, paths, size, pinned=device.type == "cuda"),
+        chosen_loader.open(options.data, paths, size, device),
         world,
         device,
         precision,
@@ -163,7 +168,7 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
         check_tensorboard()
     if chosen_loader.note:
         say(chosen_loader.note)
-    if chosen_loader.loader == "pillow":  # a cache has been compared with them
+    if chosen_loader.decodes:
         world.on_main(lambda: check_images(paths, options.workers))
     world.on_main(lambda: prepare_folder(options.out, options.overwrite))
     return _Run(options, chosen, dataset, session, records).go()
@@ -233,6 +238,8 @@ class _Run:
         else:
             session.whole.load_weights(self.world.on_main(lambda: checkpoint.read(out).weights), str(out))
         metrics = {"stage": session.stage, "dataset": self.facts["run"]["dataset"], "selected": self.best, "splits": {}}
+        if session.stage == "finetune":
+            self.no_change()
         if self.records["test"]:
             self.final(self.records["test"], metrics)
         self.world.on_main(lambda: write_json(out / "metrics.json", metrics))
@@ -275,6 +282,17 @@ class _Run:
     def save(self) -> None:
         model = self.session.gather()
         self.world.on_main(lambda: checkpoint.save(self.out, model.config, dict(model.named_parameters()), self.facts))
+
+    def no_change(self) -> None:
+        """What the model's probability of a change needs (no_change.json), and that of every pair of val and test (change_SPLIT.json)."""
+        sentences, calibration = no_change_sentences(self.records["train"]), None
+        for split in ("val", "test") if sentences else ():
+            if records := self.records[split]:
+                found = self.session.judge.change(records, sentences)
+                self.world.on_main(lambda split=split, found=found: write_change_probabilities(self.out, split, found))
+                if split == "val":
+                    calibration = fit_change_probability(found, records)
+        self.world.on_main(lambda: write_no_change(self.out, sentences, calibration))
 
     def final(self, records: list[PairRecord], metrics: dict) -> None:
         """Puts all metrics of the test split into ``metrics``; captions and references are written beside."""

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from fastidc.config import Recipe
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
-from fastidc.model.layers import MLP
+from fastidc.model.layers import MLP, state_of
 from fastidc.train.distributed import World
 from fastidc.train.optim import Stage, takes_part
 from fastidc.train.precision import Precision
@@ -27,10 +26,10 @@ _WORDS = "text_encoder.token_embedding"
 def multiplied(model: CLIP4IDC, stage: Stage) -> list[str]:
     """Names of the parameters that autocast casts in a stage's forward pass; tests/train/test_shadows.py watches it do so.
 
-    Weights and biases of linear layers, the pairs' projection, the patch stem and, in captioning, the word table. Not the bias of the towers'
+    Weights and biases of linear layers, the pairs' projection and, in captioning, the word table. Not the bias of the towers'
     first MLP layer, which a GPU adds in fp32, nor the text tower's projection, whose dtype tells the tower in which one its tables are added.
     """
-    names = {"pair_encoder.projection", "pair_encoder.patch_embed.weight", *([_WORDS] if stage == "finetune" else [])}
+    names = {"pair_encoder.projection", *([_WORDS] if stage == "finetune" else [])}
     apart = {id(module.fc1.bias) for module in model.modules() if isinstance(module, MLP)}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -106,7 +105,7 @@ class Shadows:
         stale = []
         for i, (parameters, leaf) in enumerate(self._places):
             p = parameters[leaf]
-            if p is not self._masters[i] or _state(p) != self._seen[i]:
+            if p is not self._masters[i] or state_of(p) != self._seen[i]:
                 stale.append(i)
                 self._adopt(i, p)
         if stale:
@@ -115,7 +114,7 @@ class Shadows:
     def _adopt(self, i: int, p: Tensor) -> None:
         self.adopted += p is not self._masters[i]
         del self._index[id(self._masters[i])]
-        self._masters[i], self._index[id(p)], self._seen[i] = p, i, _state(p)
+        self._masters[i], self._index[id(p)], self._seen[i] = p, i, state_of(p)
         if self._shadows[i].shape != p.shape or self._shadows[i].device != p.device:
             self._shadows[i] = torch.empty_like(p, dtype=self.dtype, requires_grad=False)
 
@@ -128,7 +127,7 @@ class Shadows:
         """Notes that ``params`` and their shadows have just been written together."""
         for p in params:
             if (i := self._index.get(id(p))) is not None:
-                self._seen[i] = _state(p)
+                self._seen[i] = state_of(p)
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
@@ -184,11 +183,6 @@ class Shadows:
                 gradient, p.grad = p.grad, None
                 p.grad_dtype = p.dtype
                 p.grad = gradient.to(p.dtype)
-
-
-def _state(p: Tensor) -> tuple[int, int]:
-    """What changes when anybody writes to p."""
-    return p._version, 0 if isinstance(p, FakeTensor) else p.data_ptr()
 
 
 def shadows_for(

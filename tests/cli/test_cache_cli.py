@@ -1,8 +1,10 @@
 """`fastidc cache`, and runs of both command lines that read one: the same weights as with Pillow."""
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import worlds
@@ -10,6 +12,7 @@ import worlds
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.cli import main
+from fastidc.data.sources import DECODERS
 from fastidc.train.official import main as official
 
 SPLITS = {"train": list(range(8)), "val": [20, 21], "test": [30, 31, 32]}
@@ -81,9 +84,18 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(data, tmp_path, capsys, f
 
 
 def test_every_loader_trains_the_same_model(data, cache, tmp_path, capsys):
-    loaders = {"pillow": "Pillow", "cache": f"cache on disk, {cache}", "memory": f"cache in memory, {cache}"}
+    loaders = {
+        "pillow": "Pillow",
+        "cache": f"cache on disk, {cache}",
+        "memory": f"cache in memory, {cache}",
+        "resident": f"cache in the memory of cpu, {cache}",
+    }
+    if importlib.util.find_spec("nvidia.dali"):
+        from fastidc.data.dali import DaliImages
+
+        loaders["dali"] = DaliImages(112, "cpu", threads=1).name
     for loader, name in loaders.items():
-        assert adapt(data, tmp_path / loader, "--loader", loader, *(() if loader == "pillow" else ("--cache", cache))) == 0
+        assert adapt(data, tmp_path / loader, "--loader", loader, *(() if loader in DECODERS else ("--cache", cache))) == 0
         assert re.search(
             rf"^Loader: {re.escape(name)}; [\d,]+ images/s, \d+% of the time spent waiting", capsys.readouterr().out, re.MULTILINE
         )
@@ -125,3 +137,46 @@ def test_the_official_command_line_reads_it_too(data, tmp_path):
     assert f"Images come from the cache {out}." in log
     one, other = ((tmp_path / name / "pytorch_model.bin.0").read_bytes() for name in ("pillow", "cache"))
     assert one == other
+
+
+# DALI
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install nvidia-dali-cuda130")
+    return worlds.clevr_tree(tmp_path_factory.mktemp("world") / "data", SPLITS)
+
+
+def test_dali_trains(soft, tmp_path, capsys):
+    assert adapt(soft, tmp_path / "run", "--loader", "dali", "--steps", 2, "--workers", 1) == 0
+    name = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["loader"]
+    assert re.fullmatch(r"DALI [\d.]+ on the CPU, squashed by Pillow", name)
+    assert f"Loader: {name}; " in capsys.readouterr().out
+    assert len((tmp_path / "run" / "model.safetensors").read_bytes()) > 1000
+
+
+def test_dali_builds_and_info_says_how_far_from_pillow(soft, tmp_path, capsys):
+    out = tmp_path / "d.bin"
+    assert main(["cache", "build", "--data", str(soft), "--out", str(out), "--size", "16", "--builder", "dali", "--workers", "1"]) == 0
+    assert "39 images of 16 x 16" in capsys.readouterr().out
+    assert main(["cache", "info", str(out), "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^vs Pillow: \d+\.\d+% of values are off by more than 1 level, at most by \d+ \(39 images compared\)$", said, re.MULTILINE
+    )
+
+
+def test_an_absent_dali_is_one_sentence_and_exit_code_2(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    build = ["cache", "build", "--data", str(data), "--out", str(tmp_path / "c.bin"), "--builder", "dali"]
+    clip = worlds.clip_file(tmp_path / "ViT.pt")
+    flags = ["--do_train", "--datatype=clevr", "--device=cpu", "--loader=dali", f"--output_dir={tmp_path / 'official'}", "--batch_size=8"]
+    flags += [f"--data_path={data}", f"--pretrained_clip_name={clip}", "--intra_num_hidden_layers=2"]
+    for run in (lambda: main(build), lambda: adapt(data, tmp_path / "run", "--loader", "dali"), lambda: official(flags)):
+        assert run() == 2
+        error = capsys.readouterr().err
+        assert "DALI is not installed; `pip install 'fastidc[cuda13]'` brings it" in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "c.bin").exists()

@@ -58,7 +58,8 @@ def test_adapt_leaves_a_whole_run(adapted):
 
 def test_finetune_leaves_a_whole_run(tuned, adapted):
     names = {"config.json", "hyp_test.json", "log.jsonl", "metrics.json", "model.safetensors", "references.json"}
-    assert {p.name for p in tuned.iterdir()} == names
+    assert {p.name for p in tuned.iterdir()} == names | {"no_change.json", "change_val.json", "change_test.json"}
+    assert all(0 <= p <= 1 for p in json.loads((tuned / "change_test.json").read_text()).values())
     config = json.loads((tuned / "config.json").read_text())
     assert (config["preset"], config["recipe"]["seed"], config["model"]["captioner_layers"]) == ("tiny", 3, 2)
     hypotheses = json.loads((tuned / "hyp_test.json").read_text())

@@ -279,7 +279,7 @@ def test_auto_takes_what_fits_and_says_so(world):
     for loader, used in (("auto", "cache"), ("cache", "cache"), ("memory", "memory"), ("pillow", "pillow")):
         chosen = choose(loader, None, world, paths, 16)
         assert chosen.loader == used
-        assert chosen.open(world, paths, 16, pinned=False).name.startswith(
+        assert chosen.open(world, paths, 16, torch.device("cpu")).name.startswith(
             {"cache": "cache on", "memory": "cache in", "pillow": "Pi"}[used]
         )
     assert choose("auto", None, world, paths, 16).note == f"Images come from the cache {place}."
@@ -288,8 +288,8 @@ def test_auto_takes_what_fits_and_says_so(world):
             choose(loader, place, world, paths, 32)
     with pytest.raises(FastidcError, match="--loader pillow reads no cache, and --cache names"):
         choose("pillow", place, world, paths, 16)
-    with pytest.raises(FastidcError, match="--loader is 'dali'"):
-        choose("dali", None, world, paths, 16)
+    with pytest.raises(FastidcError, match="--loader is 'wds'"):
+        choose("wds", None, world, paths, 16)
     worlds.noise_image(paths[0], seed=3)
     with pytest.raises(FastidcError, match=f"{paths[0]} has changed"):
         choose("cache", None, world, paths, 16)

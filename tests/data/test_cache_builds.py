@@ -12,16 +12,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
+import torch
 import worlds
-from cache_cases import COUNT, beside, images, made, make_data, make_file, make_world, quiet  # noqa: F401
+from cache_cases import COUNT, SPLITS, beside, images, made, make_data, make_file, make_world, quiet  # noqa: F401
+from dali_cases import close, soften
+from PIL import Image
 
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.data import cache_build
 from fastidc.data.cache import HEADER_BYTES, Cache
 from fastidc.data.cache_build import build
-from fastidc.data.images import check_file
+from fastidc.data.images import check_file, decode
+from fastidc.data.sources import choose
 from fastidc.errors import FastidcError
 from fastidc.files import exclusive
 
@@ -32,14 +37,14 @@ SLOW = """
 import sys, time
 sys.path[:0] = {path!r}
 from pathlib import Path
-from fastidc.data import cache_build
+from fastidc.data import cache_build, cache_builders
 from fastidc.data.loaders import distinct_images
 from fastidc.data.records import load_records
-real = cache_build.decode_bytes
+real = cache_builders.decode_bytes
 def slow(*args):
     time.sleep(0.05)
     return real(*args)
-cache_build.decode_bytes = slow
+cache_builders.decode_bytes = slow
 data = Path({data!r})
 cache_build.build(distinct_images(load_records(data).values()), data, {out!r}, 16, 2, progress=False)
 """
@@ -219,3 +224,94 @@ def test_what_makes_no_sense(data, tmp_path):
             made(data, tmp_path / "c.bin", **more)
     with pytest.raises(FastidcError, match="names no image"):
         build([], data, tmp_path / "c.bin", report=quiet)
+
+
+# other builders
+
+
+def test_pillows_first_number_alone_makes_a_cache_another_one(data, tmp_path, monkeypatch):
+    out, heard = tmp_path / "c.bin", []
+    made(data, out)
+    assert Cache(out).notes() == []
+    monkeypatch.setattr("PIL.__version__", f"{PIL.__version__.partition('.')[0]}.99.1")
+    assert made(data, out).decoded == 0, "a minor release changes no pixels"
+    monkeypatch.setattr("PIL.__version__", "99.0.0")
+    sentence = rf"It was built with Pillow {Cache(out).about['builder']['version'].partition('.')[0]}, and Pillow 99 is installed"
+    assert re.match(sentence, *Cache(out).notes())
+    assert re.search(rf"^note: +{sentence}", Cache(out).describe(), re.MULTILINE)
+    chosen = choose("cache", out, data, images(data), 16)
+    assert re.search(rf"Images come from the cache .*c.bin\. {sentence}", chosen.note)
+    assert made(data, out, heard=heard.append).decoded == COUNT
+    assert re.search(r"c.bin is replaced: it holds images of 16 x 16 by pillow \d+\.\d+.*, bicubic squash\.", heard[0])
+
+
+@pytest.fixture(name="soft", scope="module")
+def make_soft(tmp_path_factory):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install nvidia-dali-cuda130")
+    root = worlds.clevr_tree(tmp_path_factory.mktemp("soft") / "data", SPLITS)
+    soften(root)
+    return root
+
+
+def test_built_by_dali_it_says_how_far_from_pillow_it_is(soft, tmp_path, monkeypatch):
+    out = tmp_path / "d.bin"
+    monkeypatch.setattr("fastidc.data.dali.squash_on", lambda device, wish: "dali")
+    assert made(soft, out, 24, builder="dali", workers=1).decoded == COUNT
+    cache = Cache(out)
+    assert cache.damaged_pixels() == []
+    assert [(entry.width, entry.height) for entry in cache.entries] == [(96, 64)] * COUNT
+    truth = np.stack([decode(path, 24) for path in images(soft)])
+    off = np.abs(truth.astype(np.int16) - cache.pixels)
+    measured = cache.about["difference"]
+    assert measured == {"images": COUNT, "over_1": (off > 1).mean(), "largest": off.max()}
+    assert close(cache.pixels, truth)
+    assert off.any(), "it is DALI's"
+    said = cache.describe()
+    assert re.search(r"^builder:   dali [\d.]+ on (cpu|cuda), .* squash.*; pillow [\d.]+ for what DALI leaves to it$", said, re.MULTILINE)
+    assert re.search(
+        r"^vs Pillow: 0\.0\d\d% of values are off by more than 1 level, at most by \d \(42 images compared\)$", said, re.MULTILINE
+    )
+    chosen = choose("auto", out, soft, images(soft), 24)
+    assert re.search(r"Images come from the cache .*d.bin\. It was built by dali: next to Pillow 0\.0", chosen.note)
+    assert made(soft, out, 24, builder="dali", workers=1).decoded == 0
+    heard = []
+    assert made(soft, out, 24, heard=heard.append).decoded == COUNT, "Pillow's is another cache"
+    assert "by dali" in heard[0]
+    assert np.array_equal(Cache(out).pixels, truth)
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        assert made(soft, out, 24, builder="dali", workers=1).decoded == COUNT
+        assert np.array_equal(Cache(out).pixels, truth), "decoded by DALI and squashed by Pillow"
+        assert Cache(out).about["difference"] == {"images": COUNT, "over_1": 0.0, "largest": 0}
+
+
+def test_dalis_build_goes_on_too(soft, tmp_path, monkeypatch):
+    whole, out = made(soft, tmp_path / "whole.bin", 24, builder="dali", workers=1).path, tmp_path / "d.bin"
+    failing(monkeypatch, 20)
+    with pytest.raises(FastidcError, match="No space left on device"):
+        made(soft, out, 24, builder="dali", workers=1)
+    monkeypatch.undo()
+    journal = (tmp_path / "d.bin.journal").read_text().count("\n") - 1
+    assert made(soft, out, 24, builder="dali", workers=1).decoded == COUNT - journal
+    assert np.array_equal(Cache(out).pixels, Cache(whole).pixels)
+    assert Cache(out).about["difference"] == Cache(whole).about["difference"]
+    assert beside(out) == ["d.bin"]
+
+
+def test_dalis_build_reports_bad_images_as_pillows_does(tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install nvidia-dali-cuda130")
+    world = worlds.clevr_tree(tmp_path / "data", SPLITS)
+    soften(world)
+    paths, heard = images(world), {"pillow": [], "dali": []}
+    contents = [path.read_bytes() for path in paths]
+    paths[3].write_bytes(b"<html>")
+    paths[5].write_bytes(contents[5][: len(contents[5]) // 2])
+    paths[8].write_bytes(contents[0][:-20])
+    Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(paths[10], "GIF")
+    for builder, list_ in heard.items():
+        with pytest.raises(FastidcError, match=r"3 of 42 images, named above, cannot be decoded; .* 39 of 42 images are done"):
+            made(world, tmp_path / f"{builder}.bin", 24, heard=list_.append, builder=builder, workers=1)
+    assert heard["dali"] == heard["pillow"]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    assert made(world, tmp_path / "dali.bin", 24, builder="dali", workers=1).decoded == 4

@@ -92,6 +92,11 @@ def _real_data():
 
 
 @pytest.fixture(scope="session")
+def real_folder():
+    return _real_data()
+
+
+@pytest.fixture(scope="session")
 def spot_test():
     """Spot-the-Diff's test references, id -> sentences, merged as the official reader does."""
     references = {}

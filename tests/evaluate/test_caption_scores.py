@@ -77,9 +77,9 @@ def clevr_scores(hostile, clevr):
     references, hypotheses, types = clevr
     with CaptionScorer(references) as scorer:
         scores = scorer.by_subset(hypotheses, types)
-        first = scorer._meteor
+        first = scorer._meteor.process
         constant = scorer.best_constant(types=types)
-        assert scorer._meteor is first  # one process for everything
+        assert scorer._meteor.process is first  # one process for everything
     assert first._process.poll() is not None
     hostile.undo()
     return scores, constant

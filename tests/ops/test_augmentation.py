@@ -141,5 +141,5 @@ def test_nothing_asked_is_nothing_done():
     ("name", "value"), [("crop", 0.0), ("crop", 1.1), ("noise", -1), ("erase", 2), ("brightness", 1.5), ("erase_area", 0)]
 )
 def test_ranges_are_refused_with_a_sentence(name, value):
-    with pytest.raises(FastidcError, match=f"augmentation: {name} must be from"):
+    with pytest.raises(FastidcError, match=f"--augment: {name} must be from"):
         Augmentation(**{name: value})

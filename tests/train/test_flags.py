@@ -32,6 +32,7 @@ OURS = {
     "beams",
     "length_penalty",
     "token_mean",
+    "augment",
     "device",
     "loader",
     "cache",

@@ -1,0 +1,95 @@
+"""METEOR of sets of captions and of their subsets through one process, or the reason why there is none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastidc.evaluate.intervals import meteor_of, meteor_statistics
+from fastidc.evaluate.java import JavaError, Meteor
+
+_SAMPLE = 100  # captions by which the jar's formula is compared with ours
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The jar's statistics of each caption, as lines and, where they are of METEOR 1.5's form, as numbers [N, 23]; and its score of some."""
+
+    lines: list[str]
+    statistics: np.ndarray | None
+    sample: float
+
+
+@dataclass(frozen=True)
+class MeteorScores:
+    """``scores``: subset -> METEOR; ``each``: of every caption; ``statistics`` [N, 23] as `meteor_statistics`, or None."""
+
+    scores: dict[str, float]
+    each: list[float]
+    statistics: np.ndarray | None
+
+
+class MeteorDesk:
+    """Keeps one METEOR process for any number of sets. ``reason``: why there is no METEOR, else None; once given it stays.
+
+    `ask` may run in another thread than the rest, one call at a time.
+    """
+
+    def __init__(self, wanted: bool = True, progress: bool = False) -> None:
+        self.reason = None if wanted else "it was not asked for"
+        self.process: Meteor | None = None
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Starts the process where there is none and nothing speaks against it; its loading goes on beside the caller's work."""
+        if self.process is None and self.reason is None:
+            try:
+                self.process = Meteor()
+            except JavaError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Ends the process; `start` would start another one."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.close()
+
+    def ask(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Answer | None:
+        """Statistics of tokenised captions [N] with references [N][R]; None with a reason where there is no METEOR."""
+        with self._lock:
+            if self.process is None:
+                return None
+            try:
+                lines = self.process.segments(references, captions, self._progress)
+                return Answer(lines, meteor_statistics(lines), self.process.corpus(lines[:_SAMPLE])[0])
+            except JavaError as error:
+                self._give_up(error)
+                return None
+
+    def scores(self, answer: Answer, chosen: Mapping[str, np.ndarray]) -> MeteorScores | None:
+        """Scores of the subsets ``chosen`` (indices) and of every caption; None with a reason where the jar fails.
+
+        Adding statistics up takes the jar seconds for a large set. Its formula is ours too, so the jar scores some captions alone, and
+        all of them only where the two differ.
+        """
+        statistics = answer.statistics
+        if statistics is not None and abs(float(meteor_of(statistics[:_SAMPLE].sum(axis=0))) - answer.sample) < 1e-9:
+            scores = {name: float(meteor_of(statistics[some].sum(axis=0))) for name, some in chosen.items()}
+            return MeteorScores(scores, meteor_of(statistics).tolist(), statistics)
+        with self._lock:
+            if self.process is None:
+                return None
+            try:
+                found = {name: self.process.corpus([answer.lines[number] for number in some])[0] for name, some in chosen.items()}
+                return MeteorScores(found, self.process.corpus(answer.lines)[1], None)
+            except JavaError as error:
+                self._give_up(error)
+                return None
+
+    def _give_up(self, error: JavaError) -> None:
+        self.reason = str(error)
+        self.close()
