@@ -10,6 +10,7 @@ from fastidc.config import Recipe
 from fastidc.data.images import Pixels
 from fastidc.data.records import PairRecord
 from fastidc.describe import NoChange, change_probabilities
+from fastidc.evaluate.captions import CaptionScorer, score_by_subset
 from fastidc.evaluate.paper import KS
 from fastidc.evaluate.predict import embed_pairs, embed_sentences, predict_captions, references_of, sentences_of
 from fastidc.evaluate.retrieval import retrieval_metrics
@@ -45,6 +46,7 @@ class Judge:
         self.stage, self.model, self.tokenizer, self.images, self.recipe = stage, model, tokenizer, images, recipe
         self.world, self.precision, self.batch_size = world, precision, batch_size
         self.beams, self.length_penalty = beams, length_penalty
+        self._scorer: tuple[tuple[str, ...], CaptionScorer] | None = None
         self.criterion = "text-to-pair R@1" if stage == "adapt" else "CIDEr"
 
     def score(self, records: Sequence[PairRecord]) -> tuple[float, dict]:
@@ -55,19 +57,22 @@ class Judge:
         hypotheses = self.captions(records)
 
         def run() -> dict:
-            from fastidc.evaluate.captions import score_captions
-
-            return score_captions(references_of(records), hypotheses, meteor=False)
+            return self._scorer_of(records).score(hypotheses)
 
         metrics = self.world.on_main(run)
         return metrics["CIDEr"], metrics
+
+    def _scorer_of(self, records: Sequence[PairRecord]) -> CaptionScorer:
+        """One for a split, whose references are tokenised once, not after every epoch."""
+        key = tuple(record.id for record in records)
+        if self._scorer is None or self._scorer[0] != key:
+            self._scorer = key, CaptionScorer(references_of(records), meteor=False)
+        return self._scorer[1]
 
     def caption_scores(self, records: Sequence[PairRecord], hypotheses: Mapping[str, str]) -> dict:
         """All caption metrics, overall and by kind of pair (`fastidc.evaluate.captions.score_by_subset`)."""
 
         def run() -> dict:
-            from fastidc.evaluate.captions import score_by_subset
-
             return score_by_subset(references_of(records), hypotheses, {record.id: record.type for record in records if record.type})
 
         return self.world.on_main(run)

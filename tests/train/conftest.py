@@ -25,4 +25,4 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def no_meteor(monkeypatch):
     """METEOR's process takes seconds to start; one test has it."""
-    monkeypatch.setattr("fastidc.train.examiner.CaptionScorer", functools.partial(CaptionScorer, meteor=False))
+    monkeypatch.setattr("fastidc.evaluate.background.CaptionScorer", functools.partial(CaptionScorer, meteor=False))

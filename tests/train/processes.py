@@ -11,6 +11,7 @@ from torch import distributed as dist
 from fastidc import ops
 from fastidc.data.loaders import PairLoader
 from fastidc.errors import FastidcError
+from fastidc.evaluate import background
 from fastidc.evaluate.captions import CaptionScorer
 from fastidc.train import examiner
 from fastidc.train.distributed import World, processes
@@ -70,16 +71,16 @@ def watch_samples(seen: dict) -> None:
     """Notes which samples this process reads."""
     original = PairLoader._collate
 
-    def collate(self, samples, images):
+    def collate(self, samples, images, epoch):
         seen.setdefault("ids", []).append([sample.id for sample in samples])
-        return original(self, samples, images)
+        return original(self, samples, images, epoch)
 
     PairLoader._collate = collate
 
 
 def run() -> None:
     data, clip, adapted, decoder, out = map(Path, sys.argv[1:])
-    examiner.CaptionScorer = functools.partial(CaptionScorer, meteor=False)
+    background.CaptionScorer = functools.partial(CaptionScorer, meteor=False)
     with processes("cpu") as (world, _):  # torchrun's store allows one group a process, so every run below uses this one
         facts: dict = {"gradients": gradients(world), "talk": talk(world)}
         seen: dict = {}

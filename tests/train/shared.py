@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastidc import ops
 from fastidc.config import TrainOptions
-from fastidc.evaluate import captions
+from fastidc.train import judge
 from fastidc.train.distributed import World, processes
 from fastidc.train.engine import StepLog
 from fastidc.train.run import train
@@ -76,7 +76,7 @@ def twice(world: World) -> None:
 
 def run() -> None:
     data, clip, out = map(Path, sys.argv[1:])
-    captions.score_by_subset = functools.partial(captions.score_by_subset, meteor=False)  # its process takes seconds to start
+    judge.score_by_subset = functools.partial(judge.score_by_subset, meteor=False)  # its process takes seconds to start
     with processes("cpu") as (world, _):  # torchrun's store allows one group a process, so every run below uses this one
         adapt(data, clip, out / "whole")
         adapt(data, clip, out / "parts", fsdp=True)

@@ -93,6 +93,7 @@ def test_captioning_leaves_the_official_files_and_lines(clevr, adapted, tmp_path
     assert "without effect, as in the official code: --margin, --fp16" in log
     assert re.search(r">>>  BLEU_1: \d\.\d{4}, BLEU_2: \d\.\d{4}, BLEU_3: \d\.\d{4}, BLEU_4: \d\.\d{4}$", log, re.MULTILINE)
     assert re.search(r">>>  METEOR: (\d\.\d{4}|none), ROUGE_L: \d\.\d{4}, CIDEr: \d\.\d{4}$", log, re.MULTILINE)
+    assert log.count("Epoch 1 on val, all scores:") == 1, "METEOR of an epoch comes when it is done, beside what goes on"
     assert re.search(r"the CIDEr is: \d\.\d{4}$", log, re.MULTILINE)
     hypotheses = json.loads((out / "hyp_ep_0.json").read_text())
     assert [set(entry) for entry in hypotheses] == [{"image_id", "caption"}] * (2 * len(records["val"]))
