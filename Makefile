@@ -26,7 +26,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 bench-smoke: $(READY)
 	PYTHONPATH=.:kernels $(BIN)/python -m bench all --smoke --cpu

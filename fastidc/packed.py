@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,12 +33,14 @@ class PackedText:
         for index, caption in enumerate(captions):
             if not len(caption):
                 raise FastidcError(f"caption {index} has no tokens; even an empty sentence has a start and an end token.")
-        lengths = [len(caption) for caption in captions]
+        lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
+        ends = np.concatenate([[0], lengths.cumsum()])
+        ids = np.fromiter(itertools.chain.from_iterable(captions), dtype=np.int64, count=int(ends[-1]))
         return cls(
-            ids=torch.tensor([token for caption in captions for token in caption], dtype=torch.long),
-            positions=torch.tensor([place for length in lengths for place in range(length)], dtype=torch.long),
-            cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
-            longest=max(lengths, default=0),
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(np.arange(len(ids)) - ends[:-1].repeat(lengths)),
+            cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
+            longest=int(lengths.max(initial=0)),
         )
 
     @classmethod

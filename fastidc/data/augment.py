@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fastidc.data.random import generator
+from fastidc.data.random import briefly
 from fastidc.errors import FastidcError
 
 _ANSWERS = {"yes": True, "no": False}
@@ -70,18 +70,18 @@ class Augmentation:
     def draw(self, seed: int, epoch: int, sample: str, images: int, size: int) -> np.ndarray:
         """fp32 [images, 15] for the images of a sample, each ``size`` x ``size``; a function of its arguments and of nothing else."""
         out = np.empty((images, COLUMNS), dtype=np.float32)
-        place = generator(seed, "augmentation", epoch, sample)
+        place = briefly(seed, "augmentation", epoch, sample)
         out[:, 0:4] = _box(place, self.crop, 1.0, size)
         erased = place.random() < self.erase
         box = _box(place, min(0.02, self.erase_area), self.erase_area, size, whole=True)  # drawn in any case: one chance moves no other
         out[:, 10:14] = box if erased else 0.0
         out[:, 14] = 128
         for i in range(images):
-            colours = generator(seed, "augmentation colours", epoch, sample, *(() if self.same_colours else (i,)))
+            colours = briefly(seed, "augmentation colours", epoch, sample, *(() if self.same_colours else (i,)))
             factors = colours.uniform(-1, 1, 3) * (self.brightness, self.contrast, self.saturation)
             out[i, 4:7] = 1 + factors
             out[i, 7] = self.noise * colours.random()
-            out[i, 8:10] = generator(seed, "augmentation noise", epoch, sample, i).integers(0, 1 << 24, 2)
+            out[i, 8:10] = briefly(seed, "augmentation noise", epoch, sample, i).integers(0, 1 << 24, 2)
         return out
 
 

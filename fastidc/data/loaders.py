@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastidc.config import PAD_ID, Recipe
 from fastidc.data.augment import Augmentation, mirrored, unchanged
 from fastidc.data.images import Pixels, check_file
-from fastidc.data.random import generator
+from fastidc.data.random import briefly, generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
 from fastidc.packed import PackedCaptions, PackedText
@@ -83,7 +83,7 @@ def draw_adaptation(sample: tuple[PairRecord, int], recipe: Recipe, epoch: int) 
     """(before, after) with its sentence; the distractor may stand in for the before-image."""
     record, index = sample
     name = f"{record.id}#{index}"
-    rng = generator(recipe.seed, "adapt", epoch, name)
+    rng = briefly(recipe.seed, "adapt", epoch, name)
     swap, mirror = rng.random(2)
     before = record.distractor if record.distractor is not None and swap < recipe.swap_distractor else record.before
     return _mirrored(Sample(name, (before, record.after), (record.captions[index],)), mirror < recipe.flip)
@@ -91,7 +91,7 @@ def draw_adaptation(sample: tuple[PairRecord, int], recipe: Recipe, epoch: int) 
 
 def draw_captioning(record: PairRecord, recipe: Recipe, epoch: int) -> Sample:
     """(before, after, distractor) with sentences of the change and of no change; without a distractor one pair."""
-    rng = generator(recipe.seed, "finetune", epoch, record.id)
+    rng = briefly(recipe.seed, "finetune", epoch, record.id)
     kinds = [record.captions] if record.distractor is None else [record.captions, record.no_change_captions]
     captions = []
     for sentences in kinds:  # distinct ones as far as there are enough
@@ -113,10 +113,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:
     """int64 [len(rows), longest], filled up with the pad id."""
-    out = torch.full((len(rows), max(len(row) for row in rows)), PAD_ID, dtype=torch.long)
+    out = np.full((len(rows), max(len(row) for row in rows)), PAD_ID, dtype=np.int64)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return out
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
 
 
 @dataclass

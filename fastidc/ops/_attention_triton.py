@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
+from fastidc.ops._flags import Flag
 from fastidc.ops._triton import refusals
 from fastidc_kernels import _tiles
 
@@ -40,22 +41,7 @@ def new_seed(device: torch.device) -> Tensor:
 
 # ---- wrong offsets on a device
 
-_faults: dict[torch.device, Tensor] = {}
-
-
-def _faults_of(device: torch.device) -> Tensor:
-    """int32 [1] that kernels set where packed offsets make no sense; one a device, kept, so that a captured graph can write to it."""
-    if device not in _faults:
-        _faults[device] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _faults[device]
-
-
-def take_faults() -> bool:
-    """Whether any was set since the last call."""
-    found = any(bool(fault) for fault in _faults.values())
-    for fault in _faults.values():
-        fault.zero_()
-    return found
+faults = Flag()
 
 
 # ---- registered ops
@@ -70,7 +56,7 @@ def _readable(x: Tensor) -> Tensor:
 def _options(causal: bool, cu_seqlens: Tensor | None, max_seqlen: int, dropout_p: float, seed: Tensor | None, device: torch.device) -> dict:
     options = {"causal": causal, "longest": max_seqlen, "dropout_p": dropout_p}
     options["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
-    options["faults"] = None if cu_seqlens is None else _faults_of(device)
+    options["faults"] = None if cu_seqlens is None else faults.on(device)
     options["seed"] = seed.contiguous() if dropout_p else None
     return options
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
+from fastidc.ops._flags import Flag
 from fastidc.ops._triton import readable, refusals
 from fastidc_kernels import _tiles
 from fastidc_kernels._launch import statistic
@@ -31,27 +32,16 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
 
 # ---- targets that are no words
 
-_faults: dict[torch.device, Tensor] = {}
-
-
-def _faults_of(device: torch.device) -> Tensor:
-    """int32 [1] that a kernel raises where a target is no word; one a device, kept, so that a captured graph can write to it."""
-    if device not in _faults:
-        _faults[device] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _faults[device]
+_flag = Flag()
 
 
 def take_faults() -> list[str]:
     """What was no word since the last call, in sentences."""
-    out = []
-    for flags in _faults.values():
-        if flag := int(flags):
-            out.append(
-                f"The captioning loss met a target that is neither the pad id nor a word of the vocabulary, first in row {2**31 - 1 - flag} of "
-                "its batch; such rows were left out."
-            )
-        flags.zero_()
-    return out
+    return [
+        f"The captioning loss met a target that is neither the pad id nor a word of the vocabulary, first in row {2**31 - 1 - raised} of "
+        "its batch; such rows were left out."
+        for raised in _flag.take()
+    ]
 
 
 # ---- registered ops
@@ -72,7 +62,7 @@ def linear_cross_entropy_fwd(
     """-> loss [] and what the backward pass reads: the gradient [N, D] of the sum where it is ``wanted``, else empty, packed [N, W], lse [N],
     words [N] and count [1]."""
     kernels, weight, bias = _kernels(), weight.contiguous(), bias.contiguous()
-    faults = _faults_of(x.device)
+    faults = _flag.on(x.device)
     packed, order, words, count = kernels.linear_cross_entropy_pack(readable(x), targets.contiguous(), len(weight), ignore_index, faults)
     parts = kernels.linear_cross_entropy_fwd(packed, weight, bias, count, wanted)
     loss, lse, gradient = kernels.linear_cross_entropy_loss(*parts, packed, weight, bias, order, words, count)

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from fastidc.ops._dispatch import Spec
+from fastidc.ops._flags import Flag
 from fastidc_kernels import _runtime
 from fastidc_kernels import patches as kernels
 
 _LAST = 2**31 - 1  # a fault is _LAST - place, so that the largest names the first place and 0 none
-_faults: dict[torch.device, Tensor] = {}
+_flag = Flag()
 
 
 def unsupported(spec: Spec) -> list[str]:
@@ -43,21 +44,12 @@ def squash(pictures: list[Tensor], size: int, rows_first: list[bool]) -> Tensor:
     return squash_fwd(pictures, size, rows_first)
 
 
-def _faults_of(device: torch.device) -> Tensor:
-    """int32 [1], one a device, kept, so that a captured graph can write to it."""
-    if device not in _faults:
-        _faults[device] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _faults[device]
-
-
 def take_faults() -> list[str]:
     """What was wrong since the last call, in sentences. Waits for the device."""
-    out = []
-    for fault in _faults.values():
-        if found := int(fault):
-            out.append(f"The patch gather met an index that is none of its images', first at place {_LAST - found} of its batch.")
-        fault.zero_()
-    return out
+    return [
+        f"The patch gather met an index that is none of its images', first at place {_LAST - raised} of its batch."
+        for raised in _flag.take()
+    ]
 
 
 @torch.library.custom_op("fastidc::patches_fwd", mutates_args=())
@@ -65,7 +57,7 @@ def patches_fwd(images: Tensor, index: Tensor, patch_size: int, augmentation: Te
     """uint8 [I, H, W, 3], int [K], fp32 [K, 15] or None -> [K, n, 3*P*P] in ``dtype``."""
     parameters = None if augmentation is None else augmentation.contiguous()
     given = (images.contiguous(), index.long().contiguous(), parameters)
-    return kernels.patches(*given, patch_size, dtype, _faults_of(images.device))
+    return kernels.patches(*given, patch_size, dtype, _flag.on(images.device))
 
 
 @patches_fwd.register_fake

@@ -1,6 +1,7 @@
 """Batches: pixels as the official code sees them, draws that depend on nothing but their keys."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("open_clip", reason="the tokenizer needs the package open_cl
 from fastidc.config import preset
 from fastidc.data.images import ImageStore, decode
 from fastidc.data.loaders import PairLoader, adaptation_samples, draw_adaptation, draw_captioning, epoch_order, in_order
-from fastidc.data.random import generator
+from fastidc.data.random import briefly, generator
 from fastidc.data.records import load_records
 from fastidc.errors import FastidcError
 from fastidc.tokenizer import Tokenizer, left_right_swapped
@@ -156,3 +157,19 @@ def test_refusals(records):
     mixed = [records["train"][0], dataclasses.replace(records["train"][1], distractor=None)]
     with pytest.raises(FastidcError, match="some scenes have a distractor and some have none"):
         PairLoader("finetune", mixed, Tokenizer(), ImageStore(16), dataclasses.replace(RECIPE, batch_size=1))
+
+
+def test_a_borrowed_stream_is_the_same_stream():
+    """Whatever was drawn from it before, and in every thread of its own."""
+    keys = [(seed, "adapt", epoch, f"{name}#1") for seed in (0, 7) for epoch in (0, 3) for name in ("a", "é")]
+
+    def drawn(key):
+        stream = briefly(*key)
+        stream.integers(0, 9)
+        return (*briefly(*key).random(3), *briefly(*key).permutation(9), int(briefly(*key).integers(0, 1 << 24)))
+
+    want = [(*generator(*key).random(3), *generator(*key).permutation(9), int(generator(*key).integers(0, 1 << 24))) for key in keys]
+    assert [drawn(key) for key in keys] == want
+    assert len(set(want)) == len(keys)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(drawn, keys * 50)) == want * 50

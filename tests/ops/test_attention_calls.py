@@ -63,7 +63,7 @@ def test_wrong_offsets(sentence):
     options = {"causal": True, "cu_seqlens": wrong, "longest": 5, "dropout_p": 0.0, "seed": None}
     view, _ = surrounded(qkv)
     out, around = surrounded(torch.full((7, 32), math.nan, device=DEVICE))
-    faults = _attention_triton._faults_of(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu"))
+    faults = _attention_triton.faults.on(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu"))
     kernels.attention_fwd(*view.chunk(3, -1), out, 1, faults=faults, **options)
     assert int((~around.isnan()).sum()) == int((~out.isnan()).sum())
     with pytest.raises(ValueError, match="Packed attention met cu_seqlens that do not ascend"):
