@@ -13,7 +13,7 @@ PREDICTED seconds on an H200 (nothing was timed on one yet; correct them by summ
     linear_cross_entropy  22   2 cases: start 8, and 7 each, of which 4 compile
     info_nce              28   2 cases: start 8, and 10 each, of which 8 compile
     generate              40   1 case: start 8, weights 3, gates 5, A's 32 steps without a cache 8 x 0.5, two CUDA graphs 2 x 8
-    small                 26   start 8 for all three, the optimiser 6, LayerNorm 2 x 4, patches 4; the loader, 26 more, and products have their place in small-rest
+    small                 26   start 8 for all three, the optimiser 6, LayerNorm 2 x 4, patches 4; steps fed by a loader, products and the loader have their place in small-rest
                          536
 
 The parts that end in "-rest" are the same families without a choice of cases; they get what is left, and go on in the next call with --resume.
@@ -52,7 +52,7 @@ _KERNEL_TESTS = (
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "-p", "no:cacheprovider")
 _LONG = ("intra B/16 L=197 H=12", "inter B/16 L=394 H=12", "intra L/14 L=257 H=16", "inter L/14 L=514 H=16")  # the libraries' own ground
 _STEPS = ("B/32 adapt B=128", "B/32 finetune B=16", "B/32 adapt B=1024", "B/32 finetune B=256")
-_SMALL = ("optimizer", "layer_norm", "patches", "products", "loader")
+_SMALL = ("optimizer", "layer_norm", "patches", "feeding", "products", "loader")
 _SMALL_CASES = ("adapt B/32", "B/32 M=102400 ", "B/32 P=32 224x224 K=2048")
 
 
@@ -71,7 +71,7 @@ def parts(cpu: bool) -> list[Part]:
 
     return [
         Part("machine", ("-c", _MACHINE), 12, 10, rows=False, always=True),
-        Part("tests", (*_PYTEST, "tests/test_gpu.py", "tests/train/test_graphs.py"), 50, 20, rows=False),
+        Part("tests", (*_PYTEST, "tests/test_gpu.py", "tests/train/test_graphs.py", "tests/data/test_resident.py"), 50, 20, rows=False),
         bench("train_step", ("train_step",), 250, 80, _STEPS),
         bench("largest", ("train_step",), 40, 20, ("B=max",)),
         bench("attention", ("attention",), 68, 40, ("n=1024",), tuple(f"{name} n=1024::flex_attention" for name in _LONG)),

@@ -18,13 +18,18 @@ from fastidc.data.cache import Cache
 from fastidc.data.cache_build import build
 from fastidc.data.images import ImageStore
 from fastidc.data.loaders import PairLoader, distinct_images, in_order
-from fastidc.data.records import load_records
+from fastidc.data.records import all_captions, load_records
 from fastidc.data.resident import ResidentImages
 from fastidc.data.sources import CachedImages
 from fastidc.errors import FastidcError
 from fastidc.picked import Picked, Store
-from fastidc.tokenizer import Tokenizer
+from fastidc.tokenizer import Tokenizer, vocabulary_of
+from fastidc.train.distributed import ALONE
+from fastidc.train.engine import Trainer
 from fastidc.train.graphs import StepGraphs, shape_of, tensors_of
+from fastidc.train.objectives import objectives
+from fastidc.train.optim import Optimizer
+from fastidc.train.precision import Precision
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(preset("clevr").finetune, batch_size=4, seed=5)
@@ -268,3 +273,26 @@ def test_a_flag_says_what_is_drawn():
     assert not Augmentation.parse(" ")
     said = Augmentation.parse("crop=0.8, brightness=0.2,contrast=0.1,saturation=0.3,noise=4,erase=0.25,erase-area=0.1,same-colours=no")
     assert said == Augmentation(0.8, 0.2, 0.1, 0.3, 4, 0.25, 0.1, False)
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda:0"), marks=pytest.mark.gpu)], ids=str)
+@pytest.mark.parametrize("augment", ["", "crop=0.6,noise=5"], ids=["plain", "augmented"])
+def test_captured_steps_read_the_store(world, augment, device):
+    """Losses of a run from a store on the device, captured, from pixels that travel, and eager."""
+    _, _, cache, rows = world
+    losses = []
+    words = vocabulary_of(all_captions(world[0]["train"]))
+    config = worlds.SMALL.replace(image_size=SIZE, patch_size=4, dropout=0.0, vocabulary=words, vocab_size=len(words))
+    for resident_, graph in ((True, True), (False, True), (True, False)):
+        torch.manual_seed(0)
+        model = CLIP4IDC(config).to(device)
+        recipe = dataclasses.replace(RECIPE, augment=augment, flip=0.5, lr=1e-3)
+        source = ResidentImages(cache, rows, device) if resident_ else CachedImages(cache, rows)
+        optimizer = Optimizer(model, "finetune", recipe, 20)
+        trainer = Trainer(
+            model, objectives("finetune", recipe, ALONE), optimizer, ALONE, device, Precision("fp32", device.type), graphs=graph
+        )
+        batches = PairLoader("finetune", world[0]["train"], Tokenizer.of(config), source, recipe, pinned=device.type == "cuda")
+        losses.append([float(trainer.step([batch])[0]) for epoch in range(4) for batch in batches.epoch(epoch)])
+    assert losses[0] == losses[1]
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[2]), rtol=1e-5)
