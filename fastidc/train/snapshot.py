@@ -1,0 +1,252 @@
+"""Snapshots on the disk: folders that are whole or are none, and are known to be what was written.
+
+    RUN/snapshots/step-00000120/
+        weights.safetensors  optimizer.safetensors  random.safetensors  state.json
+        manifest.json        size and SHA-256 of each, written last
+
+A snapshot is written into a folder aside, brought to the disk, and renamed. A kill at any moment leaves the earlier ones as they were and a
+folder that nobody takes for a snapshot; the next run sweeps it away. Nothing is unpickled: tensors are safetensors, the rest is JSON.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastidc.errors import FastidcError
+from fastidc.files import sync_folder
+
+FOLDER = "snapshots"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT, VERSION = "fastidc snapshot", 1
+LARGEST_JSON = 64 << 20  # bytes that a manifest or a state may have: more is no snapshot of ours
+_NAME = re.compile(r"step-(\d{8,})")
+_ASIDE = ".snapshot-"
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `read` verified. ``tensors``: file -> name -> tensor, on the CPU; ``state``: what `write` was given."""
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    """Writes the snapshot of ``step`` into ``folder`` (RUN/snapshots); returns its path. tensors: name of a file without its ending -> its tensors,
+    on the CPU, contiguous, none a view of another. One of the same step is replaced. FastidcError where the disk refuses; nothing is then left."""
+    path = folder / name_of(step)
+    aside = folder / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        aside.mkdir(parents=True)
+        for name, values in tensors.items():
+            _save_tensors(aside / f"{name}.safetensors", values)
+        _save_bytes(aside / STATE, _json(state))
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": digest(p)} for p in sorted(aside.iterdir())}
+        _save_bytes(aside / MANIFEST, _json({"format": FORMAT, "version": VERSION, "step": step, "files": files}))
+        sync_folder(aside)
+        if path.exists():
+            path.rename(folder / f"{_ASIDE}old-{secrets.token_hex(4)}")
+        aside.rename(path)
+        sync_folder(folder)
+    except OSError as error:
+        raise FastidcError(
+            f"{path} cannot be written ({error.strerror or error}); the snapshots before it are whole: make room, or give another --out."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in folder.glob(f"{_ASIDE}old-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def read(path: Path) -> Snapshot:
+    """The snapshot in ``path``, after every file's size and SHA-256 were compared with the manifest's. FastidcError names what does not fit."""
+    manifest = _read_json(path / MANIFEST, path)
+    files = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict) or not isinstance(manifest.get("step"), int):
+        raise _damaged(path, f"{MANIFEST} is none of a snapshot")
+    if manifest.get("version") != VERSION:
+        raise FastidcError(
+            f"{path}: is a snapshot of version {manifest.get('version')}, and this fastidc reads {VERSION}; use the one that wrote it."
+        )
+    if path.name != name_of(manifest["step"]):
+        raise _damaged(path, f"it says that it is of step {manifest['step']}")
+    if STATE not in files:
+        raise _damaged(path, f"{MANIFEST} names no {STATE}")
+    for name, facts in files.items():
+        _check_file(path, name, facts)
+    tensors = {name.removesuffix(".safetensors"): _load_tensors(path / name, path) for name in files if name.endswith(".safetensors")}
+    return Snapshot(path, tensors, _read_json(path / STATE, path))
+
+
+def found(folder: Path) -> list[Path]:
+    """Snapshots in ``folder`` by name, the newest first; none of them verified."""
+    if not folder.is_dir():
+        return []
+    named = ((_NAME.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir())
+    return [p for _, p in sorted(((int(match[1]), p) for match, p in named if match), reverse=True)]
+
+
+def newest(folder: Path, say: Callable[[str], None] = lambda sentence: None) -> Snapshot | None:
+    """The newest snapshot in ``folder`` that verifies, or None; ``say`` hears of each that does not and is passed over."""
+    for path in found(folder):
+        try:
+            return read(path)
+        except FastidcError as error:
+            say(f"passed over: {error}")
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Leaves the ``keep`` newest snapshots. One that cannot be taken away stays, and training goes on."""
+    for path in found(folder)[keep:]:
+        gone = folder / f"{_ASIDE}old-{secrets.token_hex(4)}"  # under its own name half of it could be taken for a snapshot
+        with suppress(OSError):
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Takes away what earlier runs left half-written; for the one process that writes here."""
+    for path in folder.glob(f"{_ASIDE}*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Writer:
+    """Writes snapshots in a thread of its own, one at a time, while training goes on. ``written(path)`` is called there after each."""
+
+    def __init__(self, folder: Path, keep: int, written: Callable[[Path], None] = lambda path: None):
+        self.folder, self.keep, self.written = folder, keep, written
+        self._thread: threading.Thread | None = None
+        self._error: FastidcError | None = None
+
+    def start(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Takes over ``tensors``, which nobody may change from now on. Waits for the one before; FastidcError where that one failed."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                self.written(write(self.folder, step, tensors, state))
+                prune(self.folder, self.keep)
+            except FastidcError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="snapshot")
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until what was started is on the disk; FastidcError where it is not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path, name: str, facts: Any) -> None:
+    if Path(name).name != name or name.startswith(".") or not isinstance(facts, dict):
+        raise _damaged(path, f"{MANIFEST} names {name!r}, which no snapshot holds")
+    file = path / name
+    try:
+        if file.is_symlink() or not file.is_file():
+            raise _damaged(path, f"{name} is missing")
+        if (size := file.stat().st_size) != facts.get("bytes"):
+            raise _damaged(path, f"{name} has {size} bytes instead of {facts.get('bytes')}")
+        if digest(file) != facts.get("sha256"):
+            raise _damaged(path, f"{name} does not have its checksum")
+    except OSError as error:
+        raise _damaged(path, f"{name} cannot be read, {error.strerror or error}") from None
+
+
+def _damaged(path: Path, what: str) -> FastidcError:
+    return FastidcError(f"{path}: a damaged snapshot, {what}; resume from another one.")
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    _sync(file)
+
+
+def _load_tensors(file: Path, path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, f"{file.name} cannot be read, {error}") from None
+
+
+def _save_bytes(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    _sync(file)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read_json(file: Path, path: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise _damaged(path, f"{file.name} is larger than any that fastidc writes")
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"{file.name} cannot be read, {getattr(error, 'strerror', None) or type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise _damaged(path, f"{file.name} is none of a snapshot")
+    return value
+
+
+def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that later steps leave alone, contiguous. Copies from a GPU run beside each other and are waited for together."""
+    out = {}
+    for name, x in tensors.items():
+        x = x.detach()
+        copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.device.type == "cuda")
+        out[name] = copy.copy_(x, non_blocking=True)
+    if any(x.device.type == "cuda" for x in tensors.values()):
+        torch.cuda.synchronize()
+    return out
