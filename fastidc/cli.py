@@ -1,4 +1,4 @@
-"""The command line, `fastidc render|cache|adapt|finetune|caption|search|evaluate|convert|demo|doctor`.
+"""The command line, `fastidc render|check|cache|adapt|finetune|caption|search|evaluate|report|convert|export|push|demo|doctor|completion`.
 
 What each command does is in `fastidc.commands`.
 """
@@ -6,20 +6,24 @@ What each command does is in `fastidc.commands`.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
-from fastidc.commands import caption, data, evaluate, search, tools, train
+from fastidc.commands import caption, check, data, evaluate, report, search, share, tools, train
 from fastidc.errors import FastidcError, LostPeerError
 
 COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "render": data.render,
+    "check": check.check,
     "cache": {"build": data.cache_build, "info": data.cache_info},
     "adapt": train.adapt,
     "finetune": train.finetune,
     "caption": caption.caption,
     "search": search.search,
     "evaluate": {"captions": evaluate.captions, "retrieval": evaluate.retrieval, "run": evaluate.run},
+    "report": report.report,
     "convert": tools.convert,
+    "export": share.export,
+    "push": share.push,
     "demo": train.demo,
     "doctor": tools.doctor,
 }
@@ -30,16 +34,59 @@ HELP = {
 }
 
 
-def _group(name: str, actions: Mapping[str, Callable]) -> Callable:
-    """A command whose only argument is one of ``actions``."""
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a script that completes commands, flags and their values.
+
+    Example: source <(fastidc completion bash)
+
+    Args:
+        shell: SHELL: bash or zsh, to be sourced, or fish, for ~/.config/fish/completions/fastidc.fish.
+    """
+    from fastidc.commands.completion import script
+
+    print(script(shell, COMMANDS, HELP), end="")
+
+
+COMMANDS["completion"] = completion
+
+
+def _asked(name: str, held: Callable | Mapping[str, Callable], line: Sequence[str], where: str = "fastidc") -> Callable:
+    """The command ``name`` as ``line``, the arguments from its place on, needs it: whole where it is the one that is asked for. Of all others a
+    list has the first sentence, and of one with ``common`` flags, --help these."""
+    from fastidc.commands.flags import first_sentence, shortened
+
+    is_group = isinstance(held, Mapping)
+    if line[:1] != [name]:
+        return _named(name, HELP[name] if is_group else first_sentence(held))
+    if is_group:
+        return _group(name, held, line[1:])
+    common = getattr(held, "common", None)
+    if common is not None and {"-h", "--help"} & set(line):
+        return shortened(held, common, f"All flags: {where} {name} --help-all")
+    return held
+
+
+def _named(name: str, text: str) -> Callable:
+    def command() -> None:
+        pass
+
+    command.__name__, command.__doc__ = name, text
+    return command
+
+
+def _group(name: str, actions: Mapping[str, Callable], line: Sequence[str]) -> Callable:
+    """A command whose only argument is one of ``actions``; its example is the first one's."""
     import tyro
 
-    chosen = tuple(Annotated[Any, tyro.conf.subcommand(name=action, constructor=run)] for action, run in actions.items())
+    from fastidc.commands.flags import example_of
+
+    asked = {action: _asked(action, run, line, f"fastidc {name}") for action, run in actions.items()}
+    chosen = tuple(Annotated[Any, tyro.conf.subcommand(name=action, constructor=run)] for action, run in asked.items())
 
     def command(command: Union[chosen]) -> None:  # noqa: UP007
         pass
 
-    command.__name__, command.__doc__ = name, HELP[name]
+    command.__name__, command.__doc__ = name, f"{HELP[name]}\n\n{example_of(next(iter(actions.values())))}"
     return command
 
 
@@ -47,13 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0, 1 where a command left something out and says so, 2 for bad input, 130 when interrupted)."""
     import tyro
 
-    commands = {name: _group(name, command) if isinstance(command, dict) else command for name, command in COMMANDS.items()}
+    line = list(sys.argv[1:] if argv is None else argv)
+    commands = {name: _asked(name, held, line) for name, held in COMMANDS.items()}
+    line = ["--help" if word == "--help-all" else word for word in line]  # asked for with all flags, above
     try:
         code = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="fastidc",
             description="CLIP for image difference captioning: render pairs, adapt, fine-tune, caption, score.",
-            args=None if argv is None else list(argv),
+            args=line,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except FastidcError as error:

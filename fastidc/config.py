@@ -172,6 +172,8 @@ class TrainOptions:
     """Folder of the images, where they do not lie beside the annotations."""
     empty: Literal["drop", "keep"] = "drop"
     """Empty sentences, of which Spot-the-Diff has 66: left out, or kept as captions as in the official code."""
+    quarantine: Path | None = None
+    """A file of `fastidc check --quarantine`, whose pairs are left out."""
     preset: str | None = None
     """Recipe: clevr, spot, ier, birds (official ones, for CLIP weights) or tiny (from scratch). By default that of the run given with --init,
     else the data set's own."""
@@ -179,7 +181,8 @@ class TrainOptions:
     """Change training images at random, both of a pair alike, as in crop=0.8,brightness=0.2,contrast=0.2,saturation=0.2,noise=4,erase=0.25;
     off by default, as in the paper. Also same_colours=no."""
     init: str | None = None
-    """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, or open_clip:ViT-B-32-quickgelu/openai."""
+    """Start from a fastidc run, an official pytorch_model.bin.*, an OpenAI CLIP file, open_clip:ViT-B-32-quickgelu/openai or
+    hub:OWNER/NAME."""
     intra_layers: int | None = None
     """Vision layers that see one image alone; by default 9 of 12. A fastidc run knows its own."""
     epochs: int | None = None

@@ -5,8 +5,8 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,8 @@ from fastidc.model.clip4idc import CLIP4IDC
 
 LAYOUTS = ("fastidc", "official", "openai")
 DTYPES = ("keep", "fp32", "official")
-_OURS = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE)
+NO_CHANGE_FILE = "no_change.json"  # what a probability of a change is reckoned from, see `fastidc.describe.no_change`
+_OURS = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, NO_CHANGE_FILE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def convert(
     speaks of: ``*.bin*`` official, ``*.pt`` and ``*.safetensors`` openai, a folder fastidc.
 
     intra_layers: the split, for sources that do not say theirs. dtype: "keep" writes what the source has, "fp32" fp32 alone, "official"
-    the official regime (`checkpoint.official_dtypes`). A CLIP becomes a fastidc folder that still lacks what a CLIP lacks, and reads as the
+    the official regime (`checkpoint.official_dtypes`). A fastidc folder's no_change.json goes with it into another. A CLIP becomes a fastidc folder that still lacks what a CLIP lacks, and reads as the
     CLIP does. FastidcError where ``out`` exists (and not ``overwrite``) or where a layout cannot express the model; nothing is then written.
     """
     for name, value, known in (("layout", layout, (None, *LAYOUTS)), ("dtype", dtype, DTYPES)):
@@ -67,7 +68,10 @@ def convert(
             raise FastidcError(f"unknown {name} {value!r}; choose one of {', '.join(k for k in known if k)}.")
     layout = layout or layout_of(out)
     out = Path(out)
-    _check_free(out, layout, overwrite)
+    if layout == "fastidc":
+        check_free_folder(out, overwrite)
+    else:
+        _check_free_file(out, layout, overwrite)
     read = checkpoint.read(source, intra_layers=intra_layers, keep_dtype=True)
     shapes = _shapes(read.config)
     checkpoint.check_fit(shapes, read.weights, read.source, read.fresh, read.foreign)
@@ -95,7 +99,7 @@ def convert(
         captioner = sum(name.startswith("captioner.") for name in weights)
         if pair or captioner:
             notes.append(f"left out, as a CLIP does not have them: {pair} pair parameters and {captioner} tensors of the captioner")
-    files = [out / name for name in _OURS] if layout == "fastidc" else [out]
+    files = [path for name in _OURS if (path := out / name).is_file()] if layout == "fastidc" else [out]
     return Conversion(
         layout,
         out,
@@ -123,19 +127,23 @@ def layout_of(out: str | os.PathLike) -> checkpoint.Layout:
     )
 
 
-def _check_free(out: Path, layout: str, overwrite: bool) -> None:
-    """Refuses what may not be replaced. A folder is replaced only where it holds nothing but what `convert` writes: never a run's logs."""
+def check_free_folder(out: Path, overwrite: bool, ours: Sequence[str] = _OURS, writer: str = "conversion") -> None:
+    """Refuses a folder that may not be replaced: it is, where asked for, but only if it holds nothing beside ``ours``, never a run's logs."""
     if not out.exists():
         return
-    if layout == "fastidc":
-        if not out.is_dir():
-            raise FastidcError(f"{out}: is a file, and a fastidc checkpoint is a folder; choose another DST.")
-        held = sorted(path.name for path in out.iterdir())
-        if not held:
-            return
-        if others := [name for name in held if name not in _OURS]:
-            raise FastidcError(f"{out}: holds {others[0]}, which no conversion writes, and is not replaced; choose another DST.")
-    elif out.is_dir():
+    if not out.is_dir():
+        raise FastidcError(f"{out}: is a file, and a fastidc checkpoint is a folder; choose another DST.")
+    held = sorted(path.name for path in out.iterdir())
+    if others := [name for name in held if name not in ours]:
+        raise FastidcError(f"{out}: holds {others[0]}, which no {writer} writes, and is not replaced; choose another DST.")
+    if held and not overwrite:
+        raise FastidcError(f"{out}: already exists; choose another DST, or add --overwrite.")
+
+
+def _check_free_file(out: Path, layout: str, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if out.is_dir():
         raise FastidcError(f"{out}: is a folder, and the {layout} layout is a file; choose another DST.")
     if not overwrite:
         raise FastidcError(f"{out}: already exists; choose another DST, or add --overwrite.")
@@ -177,18 +185,28 @@ def _not_in_official(read: checkpoint.Read) -> list[str]:
 
 
 def _write_folder(out: Path, read: checkpoint.Read, weights: Mapping[str, Tensor], fresh: list[str]) -> None:
-    """Both files in a folder aside, which then takes the place of ``out``."""
+    """Both files in a folder aside, with the source's ``no_change.json`` where it has one, which then takes the place of ``out``."""
     extra = dict(read.facts)
     if fresh:
         extra["fresh"] = fresh
     if read.extras:
         extra["clip_extras"] = {key: {"dtype": str(t.dtype).removeprefix("torch."), "value": t.tolist()} for key, t in read.extras.items()}
+    with folder_aside(out) as aside:
+        checkpoint.save(aside, read.config, weights, extra)
+        if read.folder is not None and (read.folder / NO_CHANGE_FILE).is_file():
+            shutil.copyfile(read.folder / NO_CHANGE_FILE, aside / NO_CHANGE_FILE)
+
+
+@contextmanager
+def folder_aside(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside ``out`` to make and fill, which takes ``out``'s place when the block ends well and else disappears. FastidcError, naming
+    ``out``, where that cannot be written; what was there is then there still."""
     home = Path(os.path.realpath(out))  # a link stays a link
     mark = f"{os.getpid()}.{secrets.token_hex(4)}"
     aside, old = home.with_name(f".{home.name}.{mark}.tmp"), home.with_name(f".{home.name}.{mark}.old")
     try:
         try:
-            checkpoint.save(aside, read.config, weights, extra)
+            yield aside
         except FastidcError as error:
             raise FastidcError(str(error).replace(str(aside), str(out))) from None
         if home.exists():

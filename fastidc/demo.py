@@ -15,8 +15,9 @@ from fastidc.data.render import RenderConfig, render_dataset
 from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import CaptionScorer, change_accuracy, object_colour_accuracy, type_accuracy
 from fastidc.evaluate.coco import read_references, read_results
-from fastidc.evaluate.report import ReportPair, format_table, write_report
+from fastidc.evaluate.report import format_table, other_values
 from fastidc.files import write_json
+from fastidc.report import write_run_report
 from fastidc.train.run import train
 
 SHOWN_PAIRS = 40
@@ -64,21 +65,21 @@ def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, i
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(out / "metrics.json", metrics)
-    shown = scores | _headline(figures)
+    headline = _headline(figures)
     world_line = "the world: " + ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in difficulty.items())
-    print("\n" + format_table(shown, (constant, constant_scores)) + "\n\n" + world_line)
-    write_report(
+    print("\n" + format_table(scores | headline, (constant, constant_scores)) + "\n\n" + world_line)
+    write_run_report(
+        out / "finetune",
         out / "report.html",
-        pairs=_shown(records, references, hypotheses),
-        metrics=shown,
+        ids=_shown(records),
+        device=device,
         title="fastidc demo: mini CLEVR-Change",
         notes=[
             "Model: the preset tiny, trained from random initialisation in this run; its inter layers read [before, after - before], "
             "which is fastidc's addition and not CLIP4IDC's input.",
-            "Right and wrong below judge the kind of change that a caption tells (its colour, material, place, or none), not every word.",
             world_line,
         ],
-        constant=(constant, constant_scores),
+        others=list(other_values(headline)),
     )
     print(f"\nopen {out / 'report.html'} to see {min(SHOWN_PAIRS, len(hypotheses))} pairs; all captions are in {out / 'hyp_test.json'}")
     return metrics
@@ -133,20 +134,10 @@ def _object_colours(data: Path, records: list[PairRecord]) -> dict[str, str]:
     return colours
 
 
-def _shown(records: list[PairRecord], references: dict, hypotheses: dict) -> list[ReportPair]:
-    """Evenly spread over the test split, three change pairs to one distractor pair."""
-    from fastidc.evaluate.captions import parse_change
-
+def _shown(records: list[PairRecord]) -> list[str]:
+    """Ids of pairs, evenly spread over the test split, three change pairs to one distractor pair."""
     scenes = records[:: max(1, len(records) // SHOWN_PAIRS)][:SHOWN_PAIRS]
-    pairs = []
-    for i, record in enumerate(scenes):
-        distractor = i % 4 == 3
-        name = record.no_change_id if distractor else record.id
-        truth = "none" if distractor else record.type
-        after = record.distractor if distractor else record.after
-        right = parse_change(hypotheses[name]) == truth
-        pairs.append(ReportPair(name, record.before, after, references[name][:3], hypotheses[name], truth, right))
-    return pairs
+    return [record.no_change_id if i % 4 == 3 else record.id for i, record in enumerate(scenes)]
 
 
 def _short(value) -> str:

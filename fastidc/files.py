@@ -48,6 +48,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def append_line(path: str | os.PathLike[str], value: Any) -> None:
+    """Adds ``value`` as a line of JSON to a file that is made where it is not there. FastidcError where that fails."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise FastidcError(
+            f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to."
+        ) from error
+
+
 @contextmanager
 def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Holds the lock file ``path`` while the block runs, so that one process at a time makes ``what``; FastidcError names who else does.

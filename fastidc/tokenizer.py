@@ -61,6 +61,14 @@ class Tokenizer:
         text = _clip().decode([i for i in ids if i != START_ID])
         return re.sub(r"\s+", " ", text.split("!")[0]).strip()
 
+    def words(self) -> list[bytes]:
+        """What each row writes, in UTF-8: joined and decoded they are `decode`'s text before it is cut. A word's end is a space, the start token
+        nothing; a row may hold a part of a character."""
+        clip = _clip()
+        ids = range(END_ID + 1) if self._ids is None else self._ids
+        written = (bytes(clip.byte_decoder[character] for character in clip.decoder[i]) for i in ids)
+        return [b"" if i == START_ID else word.replace(b"</w>", b" ") for i, word in zip(ids, written, strict=True)]
+
 
 def vocabulary_of(captions: Iterable[str]) -> tuple[int, ...]:
     """The BPE ids that occur in ``captions``, with pad, start and end; ascending."""

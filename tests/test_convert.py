@@ -172,6 +172,19 @@ def test_a_run_keeps_what_its_config_says(tmp_path):
     assert both[0] == both[1]
 
 
+def test_what_a_probability_of_a_change_needs_goes_along(tmp_path):
+    a = folder(tmp_path / "a")
+    (a / "no_change.json").write_text('{"sentences": ["nothing"],  "calibration": null}')
+    done = convert(a, tmp_path / "b", dtype="official")
+    assert (tmp_path / "b" / "no_change.json").read_bytes() == (a / "no_change.json").read_bytes(), "to the byte"
+    assert done.bytes == sum(path.stat().st_size for path in (tmp_path / "b").iterdir())
+    convert(tmp_path / "b", tmp_path / "b", overwrite=True, dtype="fp32")  # onto itself
+    assert (tmp_path / "b" / "no_change.json").read_bytes() == (a / "no_change.json").read_bytes()
+    convert(a, tmp_path / "m.bin")
+    convert(tmp_path / "m.bin", tmp_path / "b", overwrite=True)
+    assert not (tmp_path / "b" / "no_change.json").exists(), "what another model was calibrated with does not stay"
+
+
 def test_layout_by_name(tmp_path):
     names = {"x": "fastidc", "x.y/": "fastidc", "m.bin": "official", "pytorch_model.bin.12": "official", "a.pt": "openai"}
     for name, layout in (names | {"a.safetensors": "openai", "pytorch_model.bin.spot": "official", str(tmp_path): "fastidc"}).items():

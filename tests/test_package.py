@@ -29,7 +29,13 @@ def test_wheel_installs_into_a_fresh_environment(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("py3-none-any.whl"), "no compiler is needed"
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"fastidc/cli.py", "fastidc_kernels/__init__.py", "fastidc/evaluate/report.html.j2", "fastidc/py.typed"} <= set(names)
+    assert {
+        "fastidc/cli.py",
+        "fastidc_kernels/__init__.py",
+        "fastidc/report/report.html.j2",
+        "fastidc/share/card.md.j2",
+        "fastidc/py.typed",
+    } <= set(names)
     assert {"fastidc_kernels/cuda/patches.cu", "fastidc_kernels/cuda/patches.cuh"} <= set(names), "NVRTC compiles them where they are used"
     assert not [n for n in names if n.endswith(".fatbin")], "FASTIDC_BUILD_CUDA was not asked for"
     assert not [n for n in names if n.startswith(("tests/", "bench/", "kernels/"))]
@@ -51,7 +57,7 @@ def test_extras_and_python_versions():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "tensorboard", "bench", "dev", "all"}
+    assert set(project["optional-dependencies"]) == {"cuda12", "cuda13", "tensorboard", "hub", "bench", "dev", "all"}
     assert project["requires-python"] == ">=3.11"
     core = {d.split(">")[0].split(";")[0] for d in project["dependencies"]}
     assert {"torch", "torchvision", "open_clip_torch", "pycocoevalcap", "safetensors"} <= core

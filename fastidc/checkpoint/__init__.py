@@ -18,6 +18,7 @@ from fastidc.checkpoint.read import (
     Read,
     check_fit,
     default_intra_layers,
+    folder_of,
     read,
     read_config,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "check_expressible",
     "check_fit",
     "default_intra_layers",
+    "folder_of",
     "from_official",
     "is_half_officially",
     "official_dtypes",

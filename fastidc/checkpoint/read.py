@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastidc.checkpoint import names
+from fastidc.checkpoint import hub, names
 from fastidc.checkpoint.load import load_file, open_clip_state
 from fastidc.config import ModelConfig
 from fastidc.errors import FastidcError
@@ -39,6 +39,8 @@ class Read:
     """Keys of a foreign file that no parameter of ours stands for."""
     facts: Mapping = field(default_factory=dict)
     """What else a fastidc folder's config.json says: preset, recipe, run."""
+    folder: Path | None = None
+    """Where a fastidc folder lies; of one on the Hugging Face Hub its copy here."""
 
 
 def read(
@@ -56,15 +58,25 @@ def read(
     path = Path(source)
     if source.startswith("open_clip:"):
         found = _read_foreign(open_clip_state(source), source, **asked)
+    elif source.startswith(hub.PREFIX):
+        found = _read_folder(hub.fetch(source), **asked)
     elif path.is_dir():
         found = _read_folder(path, **asked)
     elif path.is_file():
         found = _read_foreign(load_file(path), source, **asked)
     else:
-        raise FastidcError(f"{source}: no such checkpoint; give a fastidc folder, a checkpoint file or open_clip:NAME/TAG.")
+        raise FastidcError(f"{source}: no such checkpoint; give a fastidc folder, a checkpoint file, open_clip:NAME/TAG or hub:OWNER/NAME.")
     if keep_dtype:
         return found
     return dataclasses.replace(found, weights={name: tensor.float() for name, tensor in found.weights.items()})
+
+
+def folder_of(source: str | os.PathLike) -> Path | None:
+    """The fastidc folder that ``source`` names: itself, or the copy here of one on the Hub; None where it is another kind of source."""
+    source = os.fspath(source)
+    if source.startswith(hub.PREFIX):
+        return hub.fetch(source)
+    return Path(source) if (Path(source) / CONFIG_FILE).is_file() else None
 
 
 def read_config(folder: str | os.PathLike) -> dict:
@@ -125,7 +137,7 @@ def _read_folder(path: Path, intra_layers: int | None, captioner_layers: int | N
             raise FastidcError(f"{config_path}: the captioner has {config.captioner_layers} layers; {captioner_layers} were asked for.")
         config, fresh = config.replace(captioner_layers=captioner_layers), (*fresh, "captioner.")
     facts = {key: value for key, value in values.items() if key not in ("format", "version", "model", "fresh", "clip_extras")}
-    return Read(config, load_file(weights_path), str(weights_path), fresh, extras=extras, facts=facts)
+    return Read(config, load_file(weights_path), str(weights_path), fresh, extras=extras, facts=facts, folder=path)
 
 
 def _fresh_parts(values: dict, path: Path) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def caption(
         model: Fine-tuned run; else $FASTIDC_MODEL or runs/demo/finetune.
         beams: Captions running at once; 1 is greedy.
         json: One pair: print a row of JSON.
-        figure: One pair: draw it into this file.
+        figure: One pair: draw it into this file, with attention maps.
         out: Many: write here; rows that are there are kept and gone on after.
         split: Many: the split of a data set.
         images: Many: folder of the images.
@@ -106,7 +106,8 @@ def _one(before: str, after: str, json: bool, figure: Path | None, describer) ->
     for path in (before, after):
         if not Path(path).is_file():
             raise FastidcError(f"{path}: no such image.")
-    found = describer()(before, after)
+    ready = describer()
+    found = ready(before, after)
     if json:
         row = row_of(Pair("", Path(before), Path(after)), found)
         del row["id"]
@@ -116,9 +117,20 @@ def _one(before: str, after: str, json: bool, figure: Path | None, describer) ->
         sys.stdout.flush()
         print(found.said(), file=sys.stderr)
     if figure is not None:
-        draw(found, figure)
+        draw(found, figure, maps=_maps(ready, before, after))
         say(f"wrote {figure}.")
     return 0
+
+
+def _maps(describer, before: str, after: str):
+    """What the model looked at; None, with a sentence, for a model that has no such maps."""
+    from fastidc.describe import attention_maps
+
+    try:
+        return attention_maps(describer, before, after)
+    except FastidcError as error:  # both images were read already
+        say(f"the figure is without maps: {error}")
+        return None
 
 
 def _many(source: str, out: Path | None, split: str, images: Path | None, batch_size: int, workers: int | None, describer) -> int:

@@ -28,6 +28,8 @@ def render(
 ) -> None:
     """Render a mini CLEVR-Change: images, captions, splits, boxes and scene graphs.
 
+    Example: fastidc render --out data/mini --scenes 1000
+
     Args:
         out: Folder to make; it must not hold anything yet.
         scenes: Number of scenes, three images each (before, after, distractor).
@@ -58,8 +60,12 @@ def cache_build(
     size: int = 224,
     workers: int | None = None,
     builder: Literal["pillow", "dali"] = "pillow",
+    quarantine: Path | None = None,
 ) -> None:
-    """Decode and squash every image of a data set once, into one file that training maps into memory.
+    """Decode and squash every image of a data set once, into one file that
+    training maps into memory.
+
+    Example: fastidc cache build --data DATA
 
     A build that was interrupted goes on where it stopped; of a cache that is there already only what has changed is decoded anew.
 
@@ -71,6 +77,7 @@ def cache_build(
         size: Pixels a side: the image size of the model that will read them.
         workers: Threads; all cores by default.
         builder: What decodes: Pillow, as the official code does, or NVIDIA DALI; the cache says how far its pixels are from Pillow's.
+        quarantine: A file of `fastidc check --quarantine`, whose pairs are left out.
     """
     from tqdm import tqdm
 
@@ -83,7 +90,7 @@ def cache_build(
         tqdm.write(sentence, file=sys.stderr)
 
     kind = recognise(data) if dataset == "auto" else dataset
-    paths = distinct_images(load_records(data, kind, images=images, empty="keep").values())
+    paths = distinct_images(load_records(data, kind, images=images, empty="keep", quarantine=quarantine).values())
     built = build(paths, data, out or default_path(data, size), size, workers, builder, kind, report)
     if not built.decoded:
         print(f"{built.path} is up to date: {built.images:,} images of {size} x {size}")
@@ -97,6 +104,8 @@ def cache_build(
 
 def cache_info(file: Path, /, verify: bool = False) -> None:
     """What a cache holds; header and index are verified.
+
+    Example: fastidc cache info DATA/fastidc-cache-224.bin --verify
 
     Args:
         file: FILE, the cache.

@@ -1,5 +1,6 @@
 """`fastidc convert|doctor`."""
 
+from pathlib import Path
 from typing import Literal
 
 
@@ -12,10 +13,12 @@ def convert(
     dtype: Literal["keep", "fp32", "official"] = "keep",
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint in another layout: fastidc folder, official pytorch_model.bin.*, or OpenAI CLIP.
+    """Write a checkpoint in another layout: fastidc, official or OpenAI.
+
+    Example: fastidc convert runs/caption pytorch_model.bin.0
 
     Args:
-        src: SRC, a fastidc run, an official file of either stage, an OpenAI CLIP file, or open_clip:NAME/TAG.
+        src: SRC, a fastidc run, an official file of either stage, an OpenAI CLIP file, open_clip:NAME/TAG or hub:OWNER/NAME.
         dst: DST, what to write: a folder (fastidc), *.bin* (official), *.pt or *.safetensors (openai).
         layout: The layout, where the name of DST does not tell it.
         intra_layers: Vision layers that see one image alone, for sources that do not say it; by default 9 of 12.
@@ -27,8 +30,21 @@ def convert(
     print(convert(src, dst, layout=layout, intra_layers=intra_layers, dtype=dtype, overwrite=overwrite))
 
 
-def doctor() -> None:
-    """What this machine has, which backend serves each op and why the others do not, and what each absence costs."""
-    from fastidc.doctor import report
+def doctor(data: Path | None = None, json: bool = False) -> None:
+    """What this machine has, what serves each op, and what is missing costs.
 
-    print(report())
+    Example: fastidc doctor --data data/spot
+
+    Args:
+        data: Folder where a cache of images would lie; by default this one.
+        json: Print JSON.
+    """
+    from fastidc.doctor import examine, text_of
+
+    facts = examine(data)
+    if json:
+        import json as json_
+
+        print(json_.dumps(facts, indent=2))
+    else:
+        print(text_of(facts))

@@ -28,17 +28,31 @@ def _stage(stage, options: TrainOptions) -> None:
 
 
 def adapt(options: TrainOptions) -> None:
-    """Adaptation: align image pairs with their captions (symmetric InfoNCE), then score retrieval on the test split."""
+    """Adaptation: align image pairs with their captions (symmetric InfoNCE), then score retrieval on the test split.
+
+    Example: fastidc adapt --data DATA --out runs/adapt --init open_clip:ViT-B-32-quickgelu/openai
+    """
     _stage("adapt", options)
 
 
 def finetune(options: TrainOptions) -> None:
-    """Fine-tuning: train the captioner, caption the test split and score it. --init takes the adapted run."""
+    """Fine-tuning: train the captioner, caption the test split and score it.
+
+    Example: fastidc finetune --data DATA --out runs/caption --init runs/adapt
+    """
     _stage("finetune", options)
+
+
+# What --help shows of their many flags; --help-all shows them all.
+adapt.common = finetune.common = (
+    "data", "out", "init", "preset", "epochs", "batch_size", "lr", "seed", "device", "overwrite",
+)  # fmt: skip
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
     """Everything at once on a small world: render, adapt, fine-tune, caption, score, report.
+
+    Example: fastidc demo --out runs/demo
 
     Args:
         out: Folder for data, runs, captions, metrics and report.html.

@@ -4,13 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastidc.data import quarantine as quarantines
 from fastidc.data.datasets import birds, clevr, folder, ier, spot, table
-from fastidc.data.datasets.base import EMPTY, SPLITS, PairRecord, Report, read_json
+from fastidc.data.datasets.base import EMPTY, SPLITS, PairRecord, Parsed, Reader, Report, apply_empty, read_json, records
+from fastidc.data.datasets.flaws import STRICT, Sink
 from fastidc.errors import FastidcError
 
 __all__ = ["DATASETS", "EMPTY", "SPLITS", "PairRecord", "Report", "all_captions", "load_records", "read_json", "recognise"]
 
-_READERS = {"clevr": clevr, "spot": spot, "ier": ier, "birds": birds, "table": table, "folder": folder}
+_READERS: dict[str, Reader] = {"clevr": clevr, "spot": spot, "ier": ier, "birds": birds, "table": table, "folder": folder}
 DATASETS = ("auto", *_READERS)
 _LAYOUTS = (
     "CLEVR-Change has splits.json, change_captions.json and images/ in this folder, Spot-the-Diff and Image-Editing-Request have "
@@ -20,27 +22,59 @@ _LAYOUTS = (
 
 
 def load_records(
-    root: str | Path, dataset: str = "auto", *, images: str | Path | None = None, empty: str = "drop", report: Report | None = None
+    root: str | Path,
+    dataset: str = "auto",
+    *,
+    images: str | Path | None = None,
+    empty: str = "drop",
+    report: Report | None = None,
+    quarantine: str | Path | None = None,
 ) -> dict[str, list[PairRecord]]:
     """{"train" | "val" | "test": records} of a data set, in the order of its files; a split may be empty.
 
     root: its folder, or the file of a table. dataset: one of `DATASETS`; "auto" recognises the layout. images: the folder of images
     where it is not beside the annotations. empty: what becomes of blank sentences, see `fastidc.data.datasets.base.apply_empty`; the
     official code keeps them. report: hears, one sentence each, what a user should know: sentences left out, a split that was drawn.
+    quarantine: a file of `fastidc check --quarantine`, whose pairs are left out, whole; nothing that is wrong with them is then an error.
 
-    FastidcError names the file, index or line, and field that do not fit.
+    FastidcError names the file, index or line, and field that do not fit, or says that the quarantine is another data set's.
     """
+    if empty not in EMPTY:
+        raise FastidcError(f"empty is {empty!r}; one of {', '.join(EMPTY)} was expected.")
+    held = None if quarantine is None else quarantines.read(quarantine)
+    sink = STRICT if held is None else quarantines.Forgiving(held)
+    kind, parsed = parse(root, dataset, images, report, sink)
+    annotations = parsed.annotations
+    if isinstance(sink, quarantines.Forgiving):
+        held.check(kind, quarantines.fingerprint_of(parsed.files))
+        for flaw in parsed.left():
+            sink(flaw)
+        sink.settle()
+        kept = quarantines.without(annotations, held, sink.seen)
+        if report is not None:
+            report(held.said({split: len(annotations[split]) - len(kept[split]) for split in SPLITS}))
+        annotations = kept
+    out = records(apply_empty(kind, annotations, empty, report), parsed.find)
+    for flaw in parsed.left() if held is None else ():
+        raise flaw
+    return out
+
+
+def parse(
+    root: str | Path, dataset: str = "auto", images: str | Path | None = None, report: Report | None = None, sink: Sink = STRICT
+) -> tuple[str, Parsed]:
+    """The data set's kind, and its annotations before anyone has looked for an image; arguments are those of `load_records`. ``sink`` hears of
+    every flaw."""
     root, images = Path(root), None if images is None else Path(images)
-    for name, value, choices in (("dataset", dataset, DATASETS), ("empty", empty, EMPTY)):
-        if value not in choices:
-            raise FastidcError(f"{name} is {value!r}; one of {', '.join(choices)} was expected.")
+    if dataset not in DATASETS:
+        raise FastidcError(f"dataset is {dataset!r}; one of {', '.join(DATASETS)} was expected.")
     _check_root(root)
     if not root.is_dir() and dataset not in ("auto", "birds", "table"):
         raise FastidcError(f"{root}: a file, but --dataset {dataset} needs a folder; name the one it lies in.")
     if images is not None and not images.is_dir():
         raise FastidcError(f"{images}: no such folder of images; correct --images.")
-    reader = _READERS[recognise(root) if dataset == "auto" else dataset]
-    return reader.load(root, images, empty, report)
+    kind = recognise(root) if dataset == "auto" else dataset
+    return kind, _READERS[kind].parse(root, images, report, sink)
 
 
 def _check_root(root: Path) -> None:

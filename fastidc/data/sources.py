@@ -95,7 +95,7 @@ def _runs(index: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _in_memory(cache: Cache, pinned: bool) -> np.ndarray:
-    needed, free = cache.pixels.nbytes, _available_bytes()
+    needed, free = cache.pixels.nbytes, available_bytes()
     if free is not None and needed > free:
         raise FastidcError(
             f"{cache.path}: holds {needed / 1e9:.1f} GB of pixels, and {free / 1e9:.1f} GB of memory are free; read it with --loader cache."
@@ -117,7 +117,7 @@ def _page_lock(held: Tensor, path: Path) -> None:
     weakref.finalize(held, runtime.cudaHostUnregister, held.data_ptr()).atexit = False
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """Memory that can be had without swapping, where the system says it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -203,13 +203,13 @@ def choose(
         return Choice("pillow", note=f"Images are decoded by Pillow: {refusal}")
     place = "." if loader != "auto" else ""
     if loader == "auto":
-        loader, place = _fitting(bytes_of(len(paths), size), device or torch.device("cpu"), processes)
+        loader, place = fitting(bytes_of(len(paths), size), device or torch.device("cpu"), processes)
     return Choice(loader, path, " ".join([f"Images come from the cache {path}{place}", *opened.notes()]))
 
 
-def _fitting(needed: int, device: torch.device, processes: int) -> tuple[str, str]:
+def fitting(needed: int, device: torch.device, processes: int) -> tuple[str, str]:
     """The fastest place for so many bytes of images, and the rest of the sentence that says so."""
-    free, host = free_bytes(device), _available_bytes()
+    free, host = free_bytes(device), available_bytes()
     if free is None:
         return "cache", "."
     if needed <= _AUTO_SHARE * free:

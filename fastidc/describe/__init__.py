@@ -7,6 +7,7 @@ name of the function is that of this room.
 import sys
 import types
 
+from fastidc.describe.attention_maps import Maps, attention_maps
 from fastidc.describe.describer import Describer, describe
 from fastidc.describe.description import Description
 from fastidc.describe.drawing import figure
@@ -26,7 +27,9 @@ __all__ = [
     "NO_CHANGE_FILE",
     "Describer",
     "Description",
+    "Maps",
     "NoChange",
+    "attention_maps",
     "change_probabilities",
     "default_model",
     "describe",

@@ -90,7 +90,7 @@ def load(source, device: str = "auto", precision: Precision = "auto", max_words:
             model = CLIP4IDC(read.config)
         model.load_weights(read.weights, read.source, read.fresh, read.foreign)
         model = model.to(found)
-        no_change = NoChange.of_run(name)
+        no_change = None if read.folder is None else NoChange.of_run(read.folder)
     recipe = facts.get("recipe")
     trained = recipe.get("max_words", MAX_WORDS) if isinstance(recipe, dict) else MAX_WORDS
     words = min(MAX_WORDS if not isinstance(trained, int) else trained, model.config.context_length)

@@ -1,35 +1,14 @@
-"""The score table as text, and one HTML page with the scores and the pairs beside their captions."""
+"""The score table as text."""
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import METRICS
-from fastidc.files import write_text
 
-TEMPLATE = "report.html.j2"
-_LARGEST_SIDE = 640  # pixels of an image in the page; 480 x 320 of CLEVR-Change stays as it is
 _SUBSETS = {"overall": "overall", "change": "change", "no_change": "no change"}
-
-
-@dataclass(frozen=True)
-class ReportPair:
-    """One row of the page. ``before``, ``after``: image files. ``correct``: None where nobody judged the caption."""
-
-    id: str
-    before: str | os.PathLike[str]
-    after: str | os.PathLike[str]
-    references: Sequence[str]
-    caption: str
-    type: str | None = None
-    correct: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ def format_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, A
     lines = _aligned([table.columns, *table.rows]) if table.rows else []
     if lines:
         lines.insert(1, "-" * len(lines[0]))
-    others = [list(item) for item in _other_values(metrics)]
+    others = [list(item) for item in other_values(metrics)]
     if others:
         lines += ["", *_aligned(others)] if lines else _aligned(others)
     return "\n".join([*lines, *([""] if table.notes else []), *table.notes])
@@ -90,65 +69,16 @@ def _blocks(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
         yield from ((f"  {kind}", block) for kind, block in metrics["types"].items() if isinstance(block, Mapping))
 
 
-def _other_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def other_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, value as text) of what is no caption score in ``metrics``, nested names as "a / b"."""
     for name, value in metrics.items():
         if not prefix and (name in _SUBSETS or name in METRICS or name in ("types", "pairs", "tokenizer") or name.endswith("_reason")):
             continue
         if isinstance(value, Mapping):
-            yield from _other_values(value, f"{prefix}{name} / ")
+            yield from other_values(value, f"{prefix}{name} / ")
         else:
             yield f"{prefix}{name}", "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _times_100(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def write_report(
-    path: str | os.PathLike[str],
-    *,
-    pairs: Sequence[ReportPair],
-    metrics: Mapping[str, Any],
-    title: str,
-    notes: Sequence[str] = (),
-    constant: tuple[str, Mapping[str, Any]] | None = None,
-) -> Path:
-    """Write one HTML file that needs nothing else: before, after, references and caption of each pair, and the table of `format_table`.
-
-    Images lie inside the file as JPEG of at most 640 pixels a side, so a pair takes about 40 kB; choose the pairs, a whole test set is
-    300 MB. ``notes``: lines for the head of the page (model, data, protocol).
-    Raises FastidcError that names the pair and the file where an image cannot be read, and where the page cannot be written.
-    """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.lstrip_blocks = True
-    shown = [{"pair": pair, "before": _data_uri(pair, "before"), "after": _data_uri(pair, "after")} for pair in pairs]
-    judged = [pair.correct for pair in pairs if pair.correct is not None]
-    page = environment.get_template(TEMPLATE).render(
-        title=title,
-        notes=list(notes),
-        table=_score_table(metrics, constant),
-        others=list(_other_values(metrics)),
-        pairs=shown,
-        right=sum(judged),
-        judged=len(judged),
-    )
-    return write_text(path, page)
-
-
-def _data_uri(pair: ReportPair, which: str) -> str:
-    from PIL import Image
-
-    path = getattr(pair, which)
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")  # as the model sees it: no alpha, no rotation
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(f"{path}: the {which} image of pair {pair.id!r} cannot be read ({error}); leave the pair out") from error
-    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

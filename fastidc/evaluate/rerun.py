@@ -41,16 +41,23 @@ class RunFolder:
                 f"{folder}: its config.json lacks {error}; give a folder that `fastidc adapt` or `finetune` wrote."
             ) from None
 
+    def all_records(self) -> dict[str, list]:
+        """Split -> records; of the run's own data as the run read them, quarantine included. Raises FastidcError where the data are not there."""
+        from fastidc.data.records import load_records, recognise
+
+        if not self.data.exists():
+            raise FastidcError(f"{self.data}: the data of {self.folder} are not there; say with --data where they are.")
+        own = self.data == Path(str(self.settings.get("data")))
+        how = {name: value for name in ("images", "empty", "quarantine") if own and (value := self.settings.get(name)) is not None}
+        return load_records(self.data, self.dataset if own else recognise(self.data), **how)
+
     def records(self, split: str) -> list:
         """The split's records. Raises FastidcError where the data are not there, or the split is empty or unknown."""
-        from fastidc.data.records import SPLITS, load_records, recognise
+        from fastidc.data.records import SPLITS
 
         if split not in SPLITS:
             raise FastidcError(f"--split is {split!r}; one of {', '.join(SPLITS)} was expected.")
-        if not self.data.exists():
-            raise FastidcError(f"{self.data}: the data of {self.folder} are not there; say with --data where they are.")
-        kind = self.dataset if self.data == Path(str(self.settings.get("data"))) else recognise(self.data)
-        records = load_records(self.data, kind)[split]
+        records = self.all_records()[split]
         if not records:
             raise FastidcError(f"{self.data}: the {split} split is empty; choose another --split.")
         return records

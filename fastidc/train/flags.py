@@ -144,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
         help="training images changed at random, both of a pair alike: crop=0.8,brightness=0.2,contrast=0.2,saturation=0.2,noise=4,erase=0.25,same_colours=no",
     )
     ours.add_argument("--cache", default=None, help="the cache; by default fastidc-cache-SIZE.bin in the folder of --data_path")
+    ours.add_argument("--quarantine", default=None, help="a file of `fastidc check --quarantine`, whose pairs are left out")
     ours.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     ours.add_argument("--tensorboard", action="store_true", help="also write curves into {output_dir}/tensorboard")
 

@@ -140,7 +140,9 @@ def _in_official_words(read: Callable[[], T]) -> T:
 
 def _records(args: argparse.Namespace, kind: str, report: Callable[[str], None]) -> dict[str, list[PairRecord]]:
     images = images_folder(args, kind)
-    return _in_official_words(lambda: load_records(args.data_path, kind, images=images, empty="keep", report=report))
+    return _in_official_words(
+        lambda: load_records(args.data_path, kind, images=images, empty="keep", report=report, quarantine=args.quarantine)
+    )
 
 
 def _make_folder(out: Path) -> None:

@@ -19,7 +19,7 @@ from fastidc.describe import fit_change_probability, no_change_sentences, write_
 from fastidc.errors import FastidcError
 from fastidc.evaluate.coco import write_references, write_results
 from fastidc.evaluate.predict import references_of
-from fastidc.files import write_json
+from fastidc.files import append_line, write_json
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.ops import check_environment
 from fastidc.tokenizer import vocabulary_of
@@ -41,8 +41,8 @@ _RECIPE_OPTIONS = (
 def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, Recipe]:
     """The preset (by default that of the initial run, else of the data set) and its recipe with the user's values in it."""
     name = options.preset
-    if name is None and options.init is not None and (Path(options.init) / checkpoint.CONFIG_FILE).is_file():
-        name = checkpoint.read_config(options.init).get("preset")
+    if name is None and options.init is not None and (folder := checkpoint.folder_of(options.init)) is not None:
+        name = checkpoint.read_config(folder).get("preset")
     if name is None:
         name = dataset if dataset in PRESETS else "spot"  # one's own pairs have no distractor either
     chosen = preset(name)
@@ -128,7 +128,7 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     wishes = {"compiling": options.compile, "graph": options.graph, "fp8": options.fp8}
     policy(stage, device.type, precision.name, recipe, world.size, options.fsdp, **wishes)  # what cannot be is said before anything is read
     say = tqdm.write if world.is_main else lambda text: None
-    records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say)
+    records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say, quarantine=options.quarantine)
     if not records["train"]:
         raise FastidcError(f"{options.data}: the training split is empty.")
     if recipe.select != "last" and not records[recipe.select]:
@@ -190,6 +190,9 @@ class _Run:
                 "data": str(options.data),
                 "loader": session.loader.images.name,
                 "dataset": dataset,
+                "images": None if options.images is None else str(options.images),
+                "empty": options.empty,
+                "quarantine": None if options.quarantine is None else str(options.quarantine),
                 "init": options.init,
                 "device": session.device.type,
                 "precision": session.precision.name,
@@ -263,6 +266,8 @@ class _Run:
             return False
         self.session.gather()
         score, metrics = judge.score(self.records[recipe.select])
+        row = {"epoch": epoch, "split": recipe.select, "criterion": judge.criterion, "score": score}
+        self.world.on_main(lambda: append_line(self.out / "scores.jsonl", row))
         if self.scalars is not None:
             self.scalars.add({judge.criterion: score}, self.session.optimizer.steps, recipe.select)
         self.stale += 1

@@ -196,12 +196,12 @@ def shadows_for(
         return None, f"{precision.name} casts no weights"
     if fsdp:
         return None, "--fsdp gathers weights for a block at a time, which is when they are cast"
-    why = _why_wide(model, recipe, precision, world)
+    why = why_wide(model, recipe, precision, world)
     gradients = f"gradients in {precision.name} too" if why is None else f"gradients in fp32, since {why}"
     return Shadows(model, stage, precision.dtype, half_gradients=why is None), f"no weight is cast in a step; {gradients}"
 
 
-def _why_wide(model: CLIP4IDC, recipe: Recipe, precision: Precision, world: World) -> str | None:
+def why_wide(model: CLIP4IDC, recipe: Recipe, precision: Precision, world: World) -> str | None:
     """Why masters get gradients in fp32, as a clause; None where they do not."""
     if precision.name != "bf16":
         return "a scaled loss is unscaled in fp32"

@@ -136,7 +136,7 @@ def test_a_gather_is_the_callers_own_and_takes_any_rows(data, file):
 
 
 def test_memory_that_is_not_there(data, file, monkeypatch):
-    monkeypatch.setattr("fastidc.data.sources._available_bytes", lambda: 1000)
+    monkeypatch.setattr("fastidc.data.sources.available_bytes", lambda: 1000)
     cache = Cache(file)
     with pytest.raises(FastidcError, match=r"all.bin: holds 0.0 GB of pixels, and 0.0 GB of memory are free; read it with --loader cache"):
         CachedImages(cache, {}, in_memory=True)

@@ -9,6 +9,7 @@ import worlds
 from PIL import Image
 
 from fastidc.data.datasets import birds, clevr, ier, spot
+from fastidc.data.datasets.base import apply_empty
 from fastidc.data.images import check_file, decode
 from fastidc.data.records import load_records
 from fastidc.errors import FastidcError
@@ -107,7 +108,7 @@ def test_folders_of_images(tmp_path):
         (with_entry(1, img_id="99"), r"99.png: image is missing, but .*train.json: \[1\], field 'img_id' names it"),
         (
             with_entry(1, img_id="31"),
-            r"val.json: \[0\] \(val\): id '31.png' stands already in .*train.json: \[1\] \(train\); keep it in one",
+            r"val.json: \[0\] has the id '31.png' in val, which stands already in .*train.json: \[1\] \(train\); keep it in one",
         ),
     ],
 )
@@ -134,15 +135,15 @@ def test_ier_takes_another_extension_if_it_is_the_only_one(tmp_path):
     assert records["test"][0].before.name == "d.jpg"
     assert records["train"][1].after.name == "c.png"
     worlds.noise_image(tree / "images" / "c.jpg")
-    refuse(r"train.json: \[1\], field 'img1': both c.jpg and c.png lie in .*images, and either may be meant; keep one", tree)
+    refuse(r"train.json: \[1\], field 'img1' may mean either: both c.jpg and c.png lie in .*images; keep one", tree)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (with_entry(1, uid=""), r"train.json: \[1\], field 'uid' is ''"),
-        (with_entry(1, uid="Z_2"), r"train.json: \[1\] \(train\): id 'Z_2' stands already in .*train.json: \[0\]"),
-        (with_entry(0, uid="R_2"), r"test.json: \[0\] \(test\): id 'R_2' stands already in .*train.json: \[0\] \(train\)"),
+        (with_entry(1, uid="Z_2"), r"train.json: \[1\] has the id 'Z_2' in train, which stands already in .*train.json: \[0\]"),
+        (with_entry(0, uid="R_2"), r"test.json: \[0\] has the id 'R_2' in test, which stands already in .*train.json: \[0\] \(train\)"),
         (with_entry(1, img1=4), r"train.json: \[1\], field 'img1' is 4; the name of an image file"),
         (with_entry(1, img0="g.jpg"), r"images/g.jpg: image is missing, but .*train.json: \[1\], field 'img0' names it"),
         (with_entry(1, sents="text"), r"train.json: \[1\], field 'sents' must be a non-empty list"),
@@ -199,7 +200,7 @@ def test_wrong_birds(tmp_path, old, new, sentence):
 
 def test_birds_pair_in_two_splits_or_two_tables(tmp_path):
     tree = worlds.birds_tree(tmp_path / "birds", [*BIRDS, ("11", "12", "test", "again")])
-    refuse(r"line 6 \(test\): id '11-12' stands already in .*tsv: line 3 \(val\)", tree)
+    refuse(r"line 6 has the id '11-12' in test, which stands already in .*tsv: line 3 \(val\)", tree)
     (tree / "copy.tsv").write_text((tree / "birds-to-words-v1.0.tsv").read_text())
     refuse("found birds-to-words-v1.0.tsv, copy.tsv; name the file itself", tree)
 
@@ -215,9 +216,9 @@ def test_published_counts_of_spot():
     assert raw == {"train": 9524, "val": 1634, "test": 1404}
     parsed, said = spot.annotations(folder), []
     assert counts(parsed) == {"train": (8566, 17676), "val": (1493, 3310), "test": (1270, 2107)}
-    kept = spot.apply_empty("spot", parsed, "keep", None)
+    kept = apply_empty("spot", parsed, "keep", None)
     assert kept == parsed
-    dropped = spot.apply_empty("spot", parsed, "drop", said.append)
+    dropped = apply_empty("spot", parsed, "drop", said.append)
     assert counts(dropped) == {"train": (8566 - 37, 17676 - 53), "val": (1493 - 4, 3310 - 6), "test": (1270 - 7, 2107 - 7)}
     assert [s.split(" of ")[0] for s in said] == [f"spot: {n} empty sentences" for n in (53, 6, 7)]
 

@@ -113,7 +113,7 @@ GOOD = "x.png,x.png,text,p,train,"
         (
             "t.csv",
             ["before,after,caption,distractor,no_change_captions", "x.png,x.png,text,x.png,"],
-            r"t.csv: line 2: pair 'x' needs both fields 'distractor' and 'no_change_captions' or neither",
+            r"t.csv: line 2 \(pair 'x'\) needs both fields 'distractor' and 'no_change_captions' or neither",
         ),
         ("t.jsonl", ['{"before": "x.png", "after": "x.png"'], r"t.jsonl: line 1 cannot be read as JSON"),
         ("t.jsonl", ["", "[]"], r"t.jsonl: line 2 must be an object with before, after, got an empty list"),
@@ -141,7 +141,9 @@ def test_wrong_tables(tmp_path, name, lines, sentence):
 
 def test_ids_that_meet_in_every_way(tmp_path):
     rows = [{"before": name, "after": "y.png", "caption": "t"} for name in ("x.png", "x.jpg")]
-    refuse(r"pairs.csv: line 3 \(train\): id 'x-y' stands already in .*line 2", worlds.table_file(tmp_path / "pairs.csv", rows))
+    refuse(
+        r"pairs.csv: line 3 has the id 'x-y' in train, which stands already in .*line 2", worlds.table_file(tmp_path / "pairs.csv", rows)
+    )
 
 
 def test_tables_that_cannot_be_told_or_read(tmp_path):
@@ -219,7 +221,7 @@ def test_folders_with_a_table_of_captions(tmp_path, suffix):
     refuse(rf"splits.json: captions.{suffix} has a field 'split' already", tree)
     (tree / "splits.json").unlink()
     worlds.table_file(path, [*rows, {"id": "7", "caption": "x", "split": "val", "type": ""}])
-    refuse(rf"captions.{suffix}: line [45], field 'split': id '7' is val here and test above", tree)
+    refuse(rf"captions.{suffix}: line [45], field 'split' is val, but id '7' is test above", tree)
 
 
 @pytest.mark.parametrize(
@@ -228,11 +230,11 @@ def test_folders_with_a_table_of_captions(tmp_path, suffix):
         ("captions.json", ["x"], r"captions.json: must be an object of id -> sentence"),
         ("captions.json", CAPTIONS | {"7": 3}, r"captions.json, field '7' must be a non-empty list of sentences, got a int"),
         ("captions.json", CAPTIONS | {"7": ["a", None]}, r"captions.json, field '7'\[1\] must be a sentence, got None"),
-        ("captions.json", CAPTIONS | {"8": "t"}, r"8.\*: image is missing, but .*captions.json: '8' has captions .*--images"),
+        ("captions.json", CAPTIONS | {"8": "t"}, r"8.\*: image is missing, but .*captions.json: '8' names it; put it there.*--images"),
         ("captions.json", {"7": "t"}, r"10.png: image has no captions: '10' is no id; caption the pair or take the image out"),
         ("splits.json", [], r"splits.json: must be an object of split -> list of ids, got an empty list"),
-        ("splits.json", {"dev": []}, r"splits.json: field 'dev' is no split; the splits are train, val, valid"),
-        ("splits.json", {"val": "7"}, r"splits.json: field 'val' must be a list of ids, got a str"),
+        ("splits.json", {"dev": []}, r"splits.json, field 'dev' is no split; the splits are train, val, valid"),
+        ("splits.json", {"val": "7"}, r"splits.json, field 'val' must be a list of ids, got a str"),
         ("splits.json", {"train": ["7", "12"]}, r"splits.json: train\[1\] is '12', which has no captions"),
         ("splits.json", {"train": ["7", "10"], "val": [7]}, r"splits.json: val\[0\] is 7, which stands already at train\[0\]"),
         ("splits.json", {"train": ["7"]}, r"splits.json: id '10' of .*captions.json: '10' is in no split"),
@@ -247,7 +249,7 @@ def test_wrong_folders(tmp_path, file, content, sentence):
 def test_folders_with_two_files_of_a_kind(tmp_path):
     tree = worlds.pair_folder(tmp_path / "own", CAPTIONS)
     worlds.noise_image(tree / "7_2.jpg")
-    refuse(r"captions.json: '7': both 7_2.jpg and 7_2.png lie in", tree)
+    refuse(r"captions.json: '7' may mean either: both 7_2.jpg and 7_2.png lie in", tree)
     (tree / "captions.csv").write_text("id,caption\n")
     refuse(r"one of captions.json, .* was expected, found captions.json and captions.csv", tree)
     refuse(r"was expected, found none", tmp_path, "folder")

@@ -47,25 +47,29 @@ KEY = "CLEVR_default_000001.png"
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("splits.json", lambda s: s | {"val": [2, 7]}, r"splits.json: scene 7 stands twice, as train\[2\] and val\[1\]"),
+        (
+            "splits.json",
+            lambda s: s | {"val": [2, 7]},
+            r"splits.json: val\[1\] is scene 7, which stands already at train\[2\]; keep it in one place",
+        ),
         ("splits.json", lambda s: s | {"val": ["2"]}, r"splits.json: val\[0\] is '2'; a scene number"),
         ("splits.json", without("test"), 'splits.json: must be an object with the lists "train", "val" and "test"'),
         (
             "splits.json",
             lambda s: s | {"val": [9]},
-            r"images/CLEVR_default_000009.png: image is missing, but splits.json lists it as val\[0\] = 9",
+            r"change_captions.json: has no field 'CLEVR_default_000009.png', but .*splits.json: val\[0\] lists it as 9",
         ),
-        ("change_captions.json", without(KEY), rf"change_captions.json: no field '{KEY}', but splits.json lists it as train\[1\] = 1"),
+        ("change_captions.json", without(KEY), rf"change_captions.json: has no field '{KEY}', but .*splits.json: train\[1\] lists it as 1"),
         (
             "change_captions.json",
             lambda t: t | {KEY: "a sentence"},
-            rf"change_captions.json: field '{KEY}' must be a non-empty list of sentences",
+            rf"change_captions.json, field '{KEY}' must be a non-empty list of sentences",
         ),
         ("change_captions.json", lambda t: t | {KEY: []}, "must be a non-empty list of sentences, got an empty list"),
         (
             "no_change_captions.json",
             lambda t: t | {KEY: ["fine", 3]},
-            rf"no_change_captions.json: field '{KEY}'\[1\] must be a sentence, got 3",
+            rf"no_change_captions.json, field '{KEY}'\[1\] must be a sentence, got 3",
         ),
         ("no_change_captions.json", lambda t: t | {KEY: ["  "]}, r"\[0\] must be a sentence, got '  '"),
         ("change_captions.json", list, "change_captions.json: must be an object of image name"),
@@ -94,7 +98,9 @@ def test_files_that_are_absent_or_no_json(tree):
 
 def test_images_that_are_absent(tree):
     (tree / "nsc_images" / "CLEVR_nonsemantic_000005.png").unlink()
-    with pytest.raises(FastidcError, match=r"nsc_images/CLEVR_nonsemantic_000005.png: image is missing.*test\[0\] = 5"):
+    with pytest.raises(
+        FastidcError, match=r"nsc_images/CLEVR_nonsemantic_000005.png: image is missing, but .*splits.json: test\[0\] names it"
+    ):
         load_records(tree)
 
 

@@ -35,6 +35,7 @@ OURS = {
     "augment",
     "device",
     "loader",
+    "quarantine",
     "cache",
     "tensorboard",
     "help",

@@ -1,5 +1,6 @@
-"""One module per data set, each with functions of the same names; `fastidc.data.records.load_records` chooses among them.
+"""One module per data set, each a `fastidc.data.datasets.base.Reader`; `fastidc.data.records` chooses among them.
 
-``recognise(root)`` says by which file it knows its layout, or None; ``annotations(root, ...)`` parses its files without looking for an
-image (CLEVR-Change: ``splits``, ``sentences`` and ``types``, a file each); ``load(root, images, empty, report)`` returns records.
+``recognise(root)`` says by which file it knows its layout, or None; ``parse(root, images, report, sink)`` reads its annotations and says where
+each image is, without looking for one. What is wrong goes to ``sink`` (`fastidc.data.datasets.flaws`): training's raises the first, that of
+`fastidc check` keeps all, and after either the reader goes on without what was flawed.
 """

@@ -1,11 +1,12 @@
 """What the readers of all data sets share: the record, the parsed entry, JSON, and the way from one to the other."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
-from fastidc.errors import FastidcError
+from fastidc.data.datasets.flaws import STRICT, Flaw, Level, Sink, Where
 
 SPLITS = ("train", "val", "test")
 EMPTY = ("drop", "keep")
@@ -57,16 +58,60 @@ class Entry:
 
 
 Annotations = dict[str, list[Entry]]  # split -> entries
+Find = Callable[[Entry, str], Path]
 
 
-def read_json(path: Path):
-    """The parsed file; FastidcError naming it where it is absent or not UTF-8 JSON."""
+@dataclass(frozen=True)
+class Parsed:
+    """A data set's annotations as a reader has parsed them; nobody has looked for an image yet."""
+
+    annotations: Annotations
+    files: tuple[Path, ...]  # what was read
+    find: Find  # the file of an entry's image "before", "after" or "distractor"; raises Flaw
+    fields: Mapping[str, str]  # "before", "after", "distractor" -> the field that names it
+    left: Callable[[], Iterator[Flaw]] = lambda: iter(())  # images that no entry names, where the layout forbids them
+
+
+class Reader(Protocol):
+    """A module of this package. ``sink`` hears of every flaw; where it does not raise, the reader leaves out what is flawed and goes on."""
+
+    def recognise(self, root: Path) -> str | None:
+        """By which file the layout of ``root`` is known, or None."""
+
+    def parse(self, root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:
+        """``images``: the folder of images where it is given."""
+
+
+def read_json(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None):
+    """The parsed file; FastidcError naming it where it is absent or not UTF-8 JSON. ``hook``: json's object_pairs_hook."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=hook)
     except FileNotFoundError:
-        raise FastidcError(f"{path}: no such file.") from None
+        raise Flaw("file", Where(path), "no such file", "put it there", level="fatal") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FastidcError(f"{path}: cannot be read as JSON ({error}).") from None
+        raise Flaw("file", Where(path), f"cannot be read as JSON ({error})", "write it anew", level="fatal") from None
+
+
+def read_object(path: Path, of: str, sink: Sink = STRICT, id_of: Callable[[str], str] = str) -> dict[str, Any]:
+    """`read_json` of a file that is one object, ``of`` being what it should be; a key that stands twice, whose first value JSON forgets, is a flaw.
+
+    id_of: key -> the pair that it names.
+    """
+    twice: dict[str, None] = {}
+
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            seen: set[str] = set()
+            twice.update(dict.fromkeys(key for key, _ in pairs if key in seen or seen.add(key)))
+        return table
+
+    table = read_json(path, whole)
+    if not isinstance(table, dict):
+        raise Flaw("layout", Where(path), f"must be an object of {of}, got {kind_of(table)}", level="fatal")
+    for key in twice:
+        sink(Flaw("duplicate", Where(path), "stands twice", "keep one", field=key, id=id_of(key)))
+    return table
 
 
 def kind_of(value) -> str:
@@ -81,20 +126,30 @@ def number_or_text(value) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def sentences_of(value, where: str, field: str) -> tuple[str, ...]:
-    """A non-empty list of strings, blank ones included; FastidcError otherwise."""
+def sentences_of(value, where: str, field: str, sink: Sink = STRICT, id_: str | None = None, blank: Level = "note") -> tuple[str, ...]:
+    """A non-empty list of strings, blank ones included, those of ``value`` that are; Flaw where it is no such list. ``blank``: how bad a sentence of
+    nothing but blanks is."""
     if not isinstance(value, list) or not value:
-        raise FastidcError(f"{where}, field {field!r} must be a non-empty list of sentences, got {kind_of(value)}.")
+        raise Flaw("captions", where, f"must be a non-empty list of sentences, got {kind_of(value)}", field=field, id=id_)
     for index, sentence in enumerate(value):
         if not isinstance(sentence, str):
-            raise FastidcError(f"{where}, field {field!r}[{index}] must be a sentence, got {sentence!r}.")
-    return tuple(value)
+            sink(Flaw("captions", where, f"must be a sentence, got {sentence!r}", field=field, at=index, id=id_))
+        else:
+            say_blank(sentence, where, field, index, sink, id_, blank)
+    return tuple(sentence for sentence in value if isinstance(sentence, str))
+
+
+def say_blank(text: str, where: str, field: str, at: int | None, sink: Sink, id_: str | None, level: Level = "note") -> None:
+    """Tells ``sink`` where ``text`` is nothing but blanks."""
+    if not text.strip():
+        fix = "write one, or leave it to --empty, which leaves it out by default" if level == "note" else "write one"
+        sink(Flaw("sentence-empty", where, f"must be a sentence, got {text!r}", fix, field=field, at=at, id=id_, level=level))
 
 
 def split_of(value: str, where: str) -> str:
-    """train, val or test from any of their usual names; FastidcError otherwise."""
+    """train, val or test from any of their usual names; Flaw otherwise."""
     if value not in SPLIT_NAMES:
-        raise FastidcError(f"{where}, field 'split' is {value!r}; one of {', '.join(SPLIT_NAMES)} was expected.")
+        raise Flaw("split", where, f"is {value!r}", f"one of {', '.join(SPLIT_NAMES)} was expected", field="split")
     return SPLIT_NAMES[value]
 
 
@@ -106,18 +161,21 @@ def merged(entries: Iterable[Entry]) -> list[Entry]:
     return [replace(same[0], captions=tuple(text for entry in same for text in entry.captions)) for same in groups.values()]
 
 
-def check_unique(annotations: Annotations) -> Annotations:
-    """``annotations`` themselves; FastidcError where an id stands twice, in one split or in two."""
+def check_unique(annotations: Annotations, sink: Sink = STRICT) -> Annotations:
+    """``annotations``, of entries with the same id, in one split or in two, the first; the others are flaws."""
     seen: dict[str, tuple[str, Entry]] = {}
+    out: Annotations = {}
     for split in SPLITS:
+        out[split] = []
         for entry in annotations[split]:
             if entry.id in seen:
                 other, first = seen[entry.id]
-                raise FastidcError(
-                    f"{entry.where} ({split}): id {entry.id!r} stands already in {first.where} ({other}); keep it in one place."
-                )
+                what = f"has the id {entry.id!r} in {split}, which stands already in {first.where} ({other})"
+                sink(Flaw("duplicate", entry.where, what, "keep it in one place", id=entry.id))
+                continue
             seen[entry.id] = (split, entry)
-    return annotations
+            out[split].append(entry)
+    return out
 
 
 def apply_empty(name: str, annotations: Annotations, empty: str, report: Report | None) -> Annotations:
@@ -144,11 +202,17 @@ def apply_empty(name: str, annotations: Annotations, empty: str, report: Report 
     return out
 
 
-def records(annotations: Annotations, find: Callable[[Entry, str], Path]) -> dict[str, list[PairRecord]]:
-    """Entries -> records; ``find(entry, field)`` is the file of its image "before", "after" or "distractor", or raises FastidcError."""
+def records(annotations: Annotations, find: Find, sink: Sink = STRICT) -> dict[str, list[PairRecord]]:
+    """Entries -> records; an entry whose image cannot be found is a flaw, as `Parsed.find` says it."""
 
     def record(entry: Entry) -> PairRecord:
         before, after, distractor = (find(entry, field) if field in entry.names else None for field in ("before", "after", "distractor"))
         return PairRecord(entry.id, before, after, entry.captions, distractor, entry.no_change_captions, entry.type)
 
-    return {split: [record(entry) for entry in annotations[split]] for split in SPLITS}
+    out: dict[str, list[PairRecord]] = {}
+    for split in SPLITS:
+        out[split] = []
+        for entry in annotations[split]:
+            with sink.spare(entry.id):
+                out[split].append(record(entry))
+    return out

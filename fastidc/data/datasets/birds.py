@@ -9,15 +9,15 @@ from fastidc.data.datasets.base import (
     SPLITS,
     Annotations,
     Entry,
-    PairRecord,
+    Parsed,
     Report,
-    apply_empty,
     check_unique,
     merged,
-    records,
+    say_blank,
     split_of,
 )
 from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 from fastidc.data.datasets.rows import lines_of
 from fastidc.errors import FastidcError
 
@@ -29,6 +29,7 @@ COLUMNS = (
     "description",
 )
 _MARK = {"img1ImgURL", "img2ImgURL"}
+_IMAGES = {"before": "img1ImgURL", "after": "img2ImgURL"}
 
 
 def recognise(root: Path) -> str | None:
@@ -69,55 +70,61 @@ def table_of(root: Path) -> Path:
     return tables[0]
 
 
-def annotations(root: Path) -> Annotations:
+def annotations(root: Path, sink: Sink = STRICT) -> Annotations:
     """Entries per split, in the order of the rows; ``root`` is the TSV or its folder. Looks for no image.
 
     The descriptions of one pair of photographs are its sentences, each a whole paragraph. An entry's id is "{photo 1}-{photo 2}".
     """
-    path = table_of(root)
     out: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for where, cells in _lines(path):
-        names = []
-        for field in ("img1ImgURL", "img2ImgURL"):
-            names.append(image_name(cells[field].strip()))
-            if not names[-1]:
-                raise FastidcError(f"{where}, field {field!r} is {cells[field]!r}; the URL of a photograph was expected.")
-        split = split_of(cells["split"].strip(), where)
-        out[split].append(Entry("-".join(names), *names, (cells["description"],), where))
-    return check_unique({split: merged(entries) for split, entries in out.items()})
+    with sink.spare():
+        for where, cells in _lines(table_of(root), sink):
+            names = [image_name(cells[field].strip()) for field in _IMAGES.values()]
+            for name, field in zip(names, _IMAGES.values(), strict=True):
+                if not name:
+                    sink(Flaw("image-name", where, f"is {cells[field]!r}", "the URL of a photograph was expected", field=field))
+            if all(names):
+                with sink.spare("-".join(names)):
+                    split = split_of(cells["split"].strip(), where)
+                    say_blank(cells["description"], where, "description", None, sink, "-".join(names))
+                    out[split].append(Entry("-".join(names), *names, (cells["description"],), where))
+    return check_unique({split: merged(entries) for split, entries in out.items()}, sink)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _lines(path: Path, sink: Sink) -> Iterator[tuple[Where, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = lines_of(path, file)
             header = [cell.strip() for cell in next(lines)[1]]
             if sorted(header) != sorted(COLUMNS):
-                raise FastidcError(f"{path}: line 1 names {', '.join(header)}; the columns of {TITLE} are {', '.join(COLUMNS)}.")
+                what = f"names {', '.join(header)}; the columns of {TITLE} are {', '.join(COLUMNS)}"
+                raise Flaw("field-unknown", Where(path, "line 1"), what, level="fatal")
             for line, cells in lines:
+                where = Where(path, f"line {line}")
                 if len(cells) != len(header):
-                    raise FastidcError(f"{path}: line {line} has {len(cells)} cells, but line 1 names {len(header)} fields.")
-                yield f"{path}: line {line}", dict(zip(header, cells, strict=True))
+                    what = f"has {len(cells)} cells, but line 1 names {len(header)} fields"
+                    sink(Flaw("cells", where, what, "see to its tabs"))
+                    continue
+                yield where, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError as error:
-        raise FastidcError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+        raise Flaw("file", Where(path), f"cannot be read as UTF-8 text ({error})", "save it as UTF-8", level="fatal") from None
 
 
-def load(root: Path, images: Path | None, empty: str, report: Report | None) -> dict[str, list[PairRecord]]:
-    """Records; a photograph lies in ``images``, or in images/ beside the TSV or beside its folder, as `image_name` with any extension."""
-    parsed = apply_empty("birds", annotations(root), empty, report)
-    files, base = Files(), table_of(root).parent
+def parse(root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:
+    """A photograph lies in ``images``, or in images/ beside the TSV or beside its folder, as `image_name` with any extension."""
+    parsed, table = annotations(root, sink), table_of(root)
+    files, base = Files(), table.parent
     first = next((entry.before for split in SPLITS for entry in parsed[split]), None)
     folder = image_folder(files, images, [base / "images", base.absolute().parent / "images", base], first)
-    fields = {"before": "img1ImgURL", "after": "img2ImgURL"}
+    fix = (
+        "save each URL's photograph under the number after /photos/ in it (failing that, under the URL's own file name), or name the folder "
+        "of images with --images"
+    )
 
     def find(entry: Entry, field: str) -> Path:
-        name, where = entry.names[field], f"{entry.where}, field {fields[field]!r}"
-        path = files.by_stem(folder, name, where)
+        name = entry.names[field]
+        path = files.by_stem(folder, name, entry.where, _IMAGES[field])
         if path is None:
-            raise FastidcError(
-                f"{folder / name}.jpg: image is missing, but {where} names it; save each URL's photograph under the number after /photos/ "
-                "in it (failing that, under the URL's own file name), or name the folder of images with --images."
-            )
+            raise files.missing(folder / name, entry.where, fix, _IMAGES[field], ".jpg")
         return path
 
-    return records(parsed, find)
+    return Parsed(parsed, (table,), find, _IMAGES)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from fastidc.data.datasets.flaws import Flaw
 from fastidc.errors import FastidcError
 
 
@@ -26,6 +27,7 @@ class Files:
     def __init__(self):
         self._names: dict[str, frozenset[str]] = {}  # by text: hashing a Path costs more than the look-up
         self._stems: dict[Path, dict[str, list[str]]] = {}
+        self._folded: dict[str, dict[str, str]] = {}
 
     def names(self, folder: str | Path) -> frozenset[str]:
         key = os.fspath(folder)
@@ -47,22 +49,40 @@ class Files:
             self._stems[folder] = table
         return self._stems[folder]
 
-    def by_stem(self, folder: Path, stem: str, where: str) -> Path | None:
-        """The one image of that name in whatever format, None if there is none; FastidcError where there are several."""
+    def by_stem(self, folder: Path, stem: str, where: str, field: str | None = None) -> Path | None:
+        """The one image of that name in whatever format, None if there is none; Flaw where there are several."""
         same = self.stems(folder).get(stem, [])
         if len(same) > 1:
-            raise FastidcError(f"{where}: both {' and '.join(same)} lie in {folder}, and either may be meant; keep one of them.")
+            what = f"may mean either: both {' and '.join(same)} lie in {folder}"
+            raise Flaw("image-twice", where, what, "keep one of them", field=field)
         return folder / same[0] if same else None
 
-    def image(self, folder: Path, name: str, where: str, other_extension: bool = True) -> Path:
+    def otherwise(self, folder: str | Path, name: str) -> str | None:
+        """A file of ``folder`` that is called as ``name`` but for capitals (with any extension where ``name`` has none), if there is one."""
+        key = os.fspath(folder)
+        if key not in self._folded:
+            table = {}
+            for other in sorted(self.names(key), reverse=True):
+                table[os.path.splitext(other)[0].lower()] = table[other.lower()] = other
+            self._folded[key] = table
+        return self._folded[key].get(name.lower())
+
+    def missing(self, path: Path, where: str, fix: str, field: str | None = None, shown: str = "") -> Flaw:
+        """That the image ``path`` is not there, with a hint where only its capitals differ. ``shown``: what sentences say for its extension."""
+        other = self.otherwise(path.parent, path.name)
+        fix = f"{other} is there, whose capitals differ: rename one of the two" if other is not None else fix
+        kind = "image-missing" if other is None else "image-capitals"
+        return Flaw(kind, where, "image is missing", fix, field=field, image=path.with_name(path.name + shown))
+
+    def image(self, folder: Path, name: str, where: str, other_extension: bool = True, field: str | None = None) -> Path:
         """The file ``name`` of ``folder``; failing it, the one image of the same name with another (case of the) extension."""
         path = folder / name
         parent, last = os.path.split(os.fspath(path))
         if last in self.names(parent):
             return path
-        found = self.by_stem(path.parent, path.stem, where) if other_extension else None
+        found = self.by_stem(path.parent, path.stem, where, field) if other_extension else None
         if found is None:
-            raise FastidcError(f"{path}: image is missing, but {where} names it; put it there, or name the folder of images with --images.")
+            raise self.missing(path, where, "put it there, or name the folder of images with --images", field)
         return found
 
 

@@ -1,9 +1,10 @@
 """Annotations that are one JSON list of objects per split, as those of Spot-the-Diff and Image-Editing-Request."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fastidc.data.datasets.base import kind_of, read_json
+from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 from fastidc.errors import FastidcError
 
 
@@ -26,15 +27,27 @@ def folder_of(root: Path, folders: Iterable[Path], names: tuple[str, ...], title
     raise FastidcError(f"{root}: no annotations of {title} here ({', '.join(names)}); name another folder or another --dataset.")
 
 
-def objects(path: Path, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a file, each with all of ``fields``; FastidcError names file, index and field."""
+def objects(path: Path, fields: tuple[str, ...], name: Callable[[dict], str | None], sink: Sink = STRICT) -> Iterator[tuple[Where, dict]]:
+    """(place, object) of those in a file that have all of ``fields``; the others are flaws. ``name``: the id of an object's pair, where it has one.
+
+    Fields besides are nobody's business, and noted once.
+    """
     table = read_json(path)
     if not isinstance(table, list):
-        raise FastidcError(f"{path}: must be a list of objects, got {kind_of(table)}.")
+        raise Flaw("layout", Where(path), f"must be a list of objects, got {kind_of(table)}", level="fatal")
+    others: dict[str, int] = {}
     for index, entry in enumerate(table):
+        where = Where(path, f"[{index}]")
         if not isinstance(entry, dict):
-            raise FastidcError(f"{path}: [{index}] must be an object with {', '.join(fields)}, got {kind_of(entry)}.")
-        for field in fields:
-            if field not in entry:
-                raise FastidcError(f"{path}: [{index}] has no field {field!r}; it needs {', '.join(fields)}.")
-    return table
+            sink(Flaw("layout", where, f"must be an object with {', '.join(fields)}, got {kind_of(entry)}"))
+            continue
+        for field in entry.keys() - set(fields):
+            others.setdefault(field, index)
+        absent = [field for field in fields if field not in entry]
+        for field in absent:
+            sink(Flaw("field-missing", where, f"has no field {field!r}", f"it needs {', '.join(fields)}", id=name(entry)))
+        if not absent:
+            yield where, entry
+    for field, index in sorted(others.items()):
+        what = f"is none of {', '.join(fields)}, and is not read"
+        sink(Flaw("field-unknown", Where(path, f"[{index}]"), what, "take it out if a known one was meant", field=field, level="note"))

@@ -6,18 +6,16 @@ from fastidc.data.datasets.base import (
     SPLITS,
     Annotations,
     Entry,
-    PairRecord,
+    Parsed,
     Report,
-    apply_empty,
     check_unique,
     merged,
     number_or_text,
-    records,
     sentences_of,
 )
 from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.flaws import STRICT, Flaw, Sink
 from fastidc.data.datasets.lists import first_with, folder_of, objects
-from fastidc.errors import FastidcError
 
 TITLE = "Spot-the-Diff"
 FIELDS = ("img_id", "sentences")
@@ -33,31 +31,53 @@ def recognise(root: Path) -> str | None:
     return None if path is None else f"{path.relative_to(root)} with img_id"
 
 
-def annotations(root: Path) -> Annotations:
+def _files(root: Path) -> dict[str, Path]:
+    """Split -> its file, of those that have one."""
+    folder = folder_of(root, _folders(root), NAMES, TITLE)
+    found = {split: [folder / f"{prefix}{split}.json" for prefix in ("reformat_", "")] for split in SPLITS}
+    return {split: path for split, paths in found.items() if (path := next(filter(Path.is_file, paths), None)) is not None}
+
+
+def annotations(root: Path, sink: Sink = STRICT) -> Annotations:
     """Entries per split, those of one img_id merged; a split without a file is empty. Looks for no image.
 
     Of a split reformat_{split}.json is read if it is there and {split}.json otherwise; merging makes both the same.
     """
-    folder = folder_of(root, _folders(root), NAMES, TITLE)
-    out: Annotations = {}
+    files, out = _files(root), {}
     for split in SPLITS:
-        path = next((path for prefix in ("reformat_", "") if (path := folder / f"{prefix}{split}.json").is_file()), None)
-        out[split] = [] if path is None else merged(_entry(path, index, item) for index, item in enumerate(objects(path, FIELDS)))
-    return check_unique(out)
+        out[split] = []
+        with sink.spare():
+            out[split] = merged(_entries(files[split], sink)) if split in files else []
+    return check_unique(out, sink)
 
 
-def _entry(path: Path, index: int, item: dict) -> Entry:
-    where, number = f"{path}: [{index}]", number_or_text(item["img_id"])
-    if number is None:
-        raise FastidcError(f"{where}, field 'img_id' is {item['img_id']!r}; the number or name of a pair was expected.")
-    return Entry(f"{number}.png", f"{number}.png", f"{number}_2.png", sentences_of(item["sentences"], where, "sentences"), where)
+def _id(item: dict) -> str | None:
+    number = number_or_text(item.get("img_id"))
+    return None if number is None else f"{number}.png"
 
 
-def load(root: Path, images: Path | None, empty: str, report: Report | None) -> dict[str, list[PairRecord]]:
-    """Records; images {img_id}.png and {img_id}_2.png in ``images``, or in images/ or resized_images/ of ``root`` or beside it, or in it."""
-    parsed = apply_empty("spot", annotations(root), empty, report)
+def _entries(path: Path, sink: Sink) -> list[Entry]:
+    entries = []
+    for where, item in objects(path, FIELDS, _id, sink):
+        id_ = _id(item)
+        if id_ is None:
+            sink(Flaw("id", where, f"is {item['img_id']!r}", "the number or name of a pair was expected", field="img_id"))
+            continue
+        with sink.spare(id_):
+            sentences = sentences_of(item["sentences"], where, "sentences", sink, id_)
+            entries.append(Entry(id_, id_, f"{id_.removesuffix('.png')}_2.png", sentences, where))
+    return entries
+
+
+def parse(root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:
+    """Images {img_id}.png and {img_id}_2.png in ``images``, or in images/ or resized_images/ of ``root`` or beside it, or in it."""
+    parsed = annotations(root, sink)
     files, bases = Files(), (root, root / "data", root.absolute().parent)
     folders = [base / name for base in bases for name in ("images", "resized_images")]
     first = next((Path(entry.before).stem for split in SPLITS for entry in parsed[split]), None)
     folder = image_folder(files, images, [*folders, root], first)
-    return records(parsed, lambda entry, field: files.image(folder, entry.names[field], f"{entry.where}, field 'img_id'"))
+
+    def find(entry: Entry, field: str) -> Path:
+        return files.image(folder, entry.names[field], entry.where, field="img_id")
+
+    return Parsed(parsed, tuple(_files(root).values()), find, dict.fromkeys(("before", "after"), "img_id"))

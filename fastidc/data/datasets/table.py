@@ -4,8 +4,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from fastidc.data.datasets.base import SPLITS, Annotations, Entry, PairRecord, Report, apply_empty, check_unique, records, split_of
+from fastidc.data.datasets.base import SPLITS, Annotations, Entry, Parsed, Report, check_unique, split_of
 from fastidc.data.datasets.files import Files
+from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 from fastidc.data.datasets.rows import SUFFIXES, Row, table_rows
 from fastidc.data.datasets.splitting import hashed_split
 from fastidc.errors import FastidcError
@@ -32,7 +33,7 @@ def file_of(root: Path) -> Path:
     return root / found[0]
 
 
-def annotations(root: Path, report: Report | None = None) -> Annotations:
+def annotations(root: Path, report: Report | None = None, sink: Sink = STRICT) -> Annotations:
     """Entries per split, one per pair in order of first appearance. Looks for no image.
 
     A row has before, after (paths) and either caption (one sentence) or captions (several: a JSON list, or a cell with "|" between
@@ -41,21 +42,37 @@ def annotations(root: Path, report: Report | None = None) -> Annotations:
     other. Without the column id a pair is called after its files: "{before}-{after}", or "{before}" where both are called alike; names
     that meet take their folders in. Without the column split see `hashed_split`.
     """
-    path = file_of(root)
-    columns, rows = table_rows(path, COLUMNS, ("before", "after"))
-    if ("distractor" in columns) != ("no_change_captions" in columns):
-        raise FastidcError(f"{path}: must have both fields 'distractor' and 'no_change_captions' or neither.")
+    path, out = file_of(root), {split: [] for split in SPLITS}
+    with sink.spare():
+        columns, rows = table_rows(path, COLUMNS, ("before", "after"), sink)
+        if ("distractor" in columns) != ("no_change_captions" in columns):
+            what = "must have both fields 'distractor' and 'no_change_captions' or neither"
+            sink(Flaw("field-missing", Where(path), what, level="fatal"))
+        groups = _groups(rows, "id" in columns, sink)
+        ids = list(groups) if "id" in columns else _ids(list(groups))
+        entries: list[Entry] = []
+        splits: dict[str, str] = {}
+        for id_, same in zip(ids, groups.values(), strict=True):
+            with sink.spare(id_):
+                entry = _entry(id_, same, sink)
+                if "split" in columns:
+                    splits[id_] = _agreed(id_, same, "split", sink)
+                if entry is not None:
+                    entries.append(entry)
+        if "split" not in columns:
+            return hashed_split(path.name, check_unique({"train": entries, "val": [], "test": []}, sink)["train"], report)
+        for entry in entries:
+            out[splits[entry.id]].append(entry)
+    return check_unique(out, sink)
+
+
+def _groups(rows: list[Row], has_ids: bool, sink: Sink) -> dict:
+    """The rows of each pair, by id or by (before, after)."""
     groups: dict = {}
     for row in rows:
-        groups.setdefault(row.needed("id") if "id" in columns else (row.needed("before"), row.needed("after")), []).append(row)
-    ids = list(groups) if "id" in columns else _ids(list(groups))
-    entries = [_entry(id_, same) for id_, same in zip(ids, groups.values(), strict=True)]
-    if "split" not in columns:
-        return hashed_split(path.name, check_unique({"train": entries, "val": [], "test": []})["train"], report)
-    out: Annotations = {split: [] for split in SPLITS}
-    for entry, same in zip(entries, groups.values(), strict=True):
-        out[_agreed(entry.id, same, "split")].append(entry)
-    return check_unique(out)
+        with sink.spare():
+            groups.setdefault(row.needed("id") if has_ids else (row.needed("before"), row.needed("after")), []).append(row)
+    return groups
 
 
 def _ids(pairs: list[tuple[str, str]]) -> list[str]:
@@ -72,8 +89,8 @@ def _joined(before: str, after: str) -> str:
     return before if before == after else f"{before}-{after}"
 
 
-def _agreed(id_: str, rows: list[Row], field: str) -> str | None:
-    """The value that all rows of a pair give; only distractor and type may be absent. FastidcError where two differ."""
+def _agreed(id_: str, rows: list[Row], field: str, sink: Sink = STRICT) -> str | None:
+    """The value that all rows of a pair give; only distractor and type may be absent. Flaws where two differ; Flaw where there is none."""
     value, first = None, rows[0]
     for row in rows:
         own = row.text(field) if field in ("distractor", "type") else row.needed(field)
@@ -81,30 +98,44 @@ def _agreed(id_: str, rows: list[Row], field: str) -> str | None:
             continue
         own = split_of(own, row.where) if field == "split" else own
         if value is not None and own != value:
-            raise FastidcError(
-                f"{row.where}, field {field!r} is {own!r}, but {first.where} has {value!r} for the same pair {id_!r}; make them agree, "
-                "or give another pair another id."
-            )
+            what = f"is {own!r}, but {first.where} has {value!r} for the same pair {id_!r}"
+            sink(Flaw("disagree", row.where, what, "make them agree, or give another pair another id", field=field, id=id_))
         if value is None:
             value, first = own, row
     return value
 
 
-def _entry(id_: str, rows: list[Row]) -> Entry:
-    where = rows[0].where
-    before, after, distractor, kind = (_agreed(id_, rows, field) for field in ("before", "after", "distractor", "type"))
-    captions = tuple(text for row in rows for text in row.captions())
-    same = (row.captions("", "no_change_captions") for row in rows)
-    no_change = tuple(dict.fromkeys(text for texts in same for text in texts if text.strip()))
-    if (distractor is None) != (not no_change):
-        raise FastidcError(f"{where}: pair {id_!r} needs both fields 'distractor' and 'no_change_captions' or neither.")
-    return Entry(id_, before, after, captions, where, distractor, no_change, kind)
+def _entry(id_: str, rows: list[Row], sink: Sink) -> Entry | None:
+    """None where nobody knows its images; the sink does."""
+    where, found = rows[0].where, {}
+    for field in ("before", "after", "distractor", "type"):
+        with sink.spare(id_):
+            found[field] = _agreed(id_, rows, field, sink)
+    captions: list[str] = []
+    no_change: list[str] = []
+    for row in rows:
+        with sink.spare(id_):
+            captions += row.captions(sink=sink, id_=id_)
+        with sink.spare(id_):
+            no_change += row.captions("", "no_change_captions", sink, id_)
+    no_change = [text for text in dict.fromkeys(no_change) if text.strip()]
+    if (found.get("distractor") is None) != (not no_change):
+        what = f"(pair {id_!r}) needs both fields 'distractor' and 'no_change_captions' or neither"
+        sink(Flaw("field-missing", where, what, "write the other, too", id=id_))
+        found["distractor"], no_change = None, []
+    before, after = found.get("before"), found.get("after")
+    if before is None or after is None:
+        return None
+    return Entry(id_, before, after, tuple(captions), where, found.get("distractor"), tuple(no_change), found.get("type"))
 
 
-def load(root: Path, images: Path | None, empty: str, report: Report | None) -> dict[str, list[PairRecord]]:
-    """Records; paths count from ``images`` or else from the table's folder, and name their files exactly."""
-    parsed = apply_empty("table", annotations(root, report), empty, report)
-    files, folder = Files(), images or file_of(root).parent
-    return records(
-        parsed, lambda entry, field: files.image(folder, entry.names[field], f"{entry.where}, field {field!r}", other_extension=False)
-    )
+def parse(root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:
+    """Paths count from ``images`` or else from the table's folder, and name their files exactly."""
+    files, table = Files(), file_of(root)
+    folder = images or table.parent
+
+    def find(entry: Entry, field: str) -> Path:
+        return files.image(folder, entry.names[field], entry.where, other_extension=False, field=field)
+
+    fields = {field: field for field in ("before", "after", "distractor")}
+    return Parsed(annotations(root, report, sink), (table,), find, fields)
