@@ -86,7 +86,8 @@ def _gather(case: Case, workers: int, in_memory: bool = False, cold: bool = Fals
         if (paths, side) not in kept:
             name, places = cache_of(paths, side, cold)
             cache = Cache(name)
-            kept[paths, side] = cache, CachedImages(cache, {}, in_memory, pinned), places
+            everything = {Path(str(row)): row for row in range(len(cache.pixels))}
+            kept[paths, side] = cache, CachedImages(cache, everything, in_memory), places
         cache, source, places = kept[paths, side]
         rows = places[next(turns) % len(places)]
         if cold:

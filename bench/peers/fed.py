@@ -46,7 +46,7 @@ def _loader(case: Case, kind: str):
     if kind == "resident":
         source = ResidentImages(cache, rows, device)
     else:
-        source = CachedImages(cache, rows, kind == "memory", cuda)
+        source = CachedImages(cache, rows, kind == "memory", device)
     recipe = dataclasses.replace(getattr(PRESETS["clevr"], stage), batch_size=samples)
     words = _SENTENCES + _SAME
     tokenizer = Tokenizer() if config.vocab_size > len(words) * 20 else _Few(config, words)

@@ -156,7 +156,7 @@ class Cache:
                 # of the open file: another cache may be moved to this path meanwhile
                 self.pixels = np.memmap(file, np.uint8, "r", HEADER_BYTES, shape)
         except FileNotFoundError:
-            raise FastidcError(f"{path}: no such cache; make it with `fastidc cache build --out {path}`.") from None
+            raise FastidcError(f"{path}: no such cache; make it with `fastidc cache build --data DATA --out {path} --size SIZE`.") from None
         except OSError as error:
             raise FastidcError(f"{path}: cannot be read ({error.strerror or error}); name another cache.") from None
         self.size = header.height

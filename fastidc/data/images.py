@@ -105,6 +105,11 @@ def empty_batch(count: int, size: int, pinned: bool) -> Tensor:
     return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
 
 
+def by_sample(images: Tensor, samples: Sequence[Sequence[Path]]) -> Tensor:
+    """[B*K, H, W, 3] of B samples of K images each -> [B, K, H, W, 3]."""
+    return images.unflatten(0, (len(samples), len(samples[0]) if samples else 0))
+
+
 class ImageStore:
     """Pillow: `decode` with a memory of at most ``max_bytes``, so what fits is decoded once. A source of `Pixels`."""
 
@@ -135,6 +140,6 @@ class ImageStore:
             batch = empty_batch(len(futures), self.size, pinned)
             for row, future in zip(batch.numpy(), futures, strict=True):
                 row[...] = future.result()
-            return batch.unflatten(0, (len(samples), -1))
+            return by_sample(batch, samples)
 
         return wait

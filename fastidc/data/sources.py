@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastidc.data.cache import HEADER_BYTES, Cache, default_path
-from fastidc.data.images import ImageStore, Pixels, empty_batch
+from fastidc.data.images import ImageStore, Pixels, by_sample, empty_batch
 from fastidc.data.resident import ResidentImages, bytes_of, free_bytes
 from fastidc.errors import FastidcError
 
@@ -26,17 +26,23 @@ _PART = 16  # images that one thread copies at a time
 class CachedImages:
     """A cache as a source of `Pixels`: a batch is one gather of its rows. ``rows``: path -> row, see `Cache.rows`.
 
-    in_memory: the cache is read once, whole, into this process's memory (page-locked where ``pinned``); else it stays on the disk, of
-    which the system keeps in memory what fits, once for all processes.
+    in_memory: the images of ``rows`` are read once, into this process's memory; where ``device`` is a GPU that memory is page-locked, and the GPU
+    fetches batches from it by itself. Else the cache stays on the disk, of which the system keeps in memory what fits, once for all processes.
     """
 
-    def __init__(self, cache: Cache, rows: Mapping[Path, int], in_memory: bool = False, pinned: bool = False):
-        self.size, self._rows, self._mapped = cache.size, rows, None
+    def __init__(self, cache: Cache, rows: Mapping[Path, int], in_memory: bool = False, device: torch.device | str = "cpu"):
+        self.size, self._rows, self._mapped, self._locked = cache.size, rows, None, None
+        self.device = torch.device(device)
         self.name = f"cache in memory, {cache.path}" if in_memory else f"cache on disk, {cache.path}"
-        if in_memory:
-            self._pixels = _in_memory(cache, pinned)
-        else:
+        if not in_memory:
             self._pixels, self._mapped = np.asarray(cache.pixels), cache.pixels.base
+            return
+        kept = np.unique(np.fromiter(rows.values(), dtype=np.int64, count=len(rows)))  # a run may need less than the cache holds
+        place = {row: i for i, row in enumerate(kept.tolist())}
+        self._rows = {path: place[row] for path, row in rows.items()}
+        self._pixels = _in_memory(cache, kept)
+        if self.device.type == "cuda":
+            self._locked, self._stream = _page_locked(self._pixels, cache.path), torch.cuda.Stream(self.device)
 
     def __getitem__(self, path: Path) -> np.ndarray:
         """uint8 [size, size, 3], read-only."""
@@ -52,8 +58,27 @@ class CachedImages:
 
     def start(self, samples: Sequence[Sequence[Path]], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
         """See `Pixels`."""
-        wait = self.gather([self._row(path) for sample in samples for path in sample], pool, pinned)
-        return lambda: wait().unflatten(0, (len(samples), -1))
+        rows = [self._row(path) for sample in samples for path in sample]
+        wait = self.gather(rows, pool, pinned) if self._locked is None else self._fetch(rows)
+        return lambda: by_sample(wait(), samples)
+
+    def _fetch(self, rows: Sequence[int]) -> Callable[[], Tensor]:
+        """`gather` by the GPU, beside whatever else it does: a copy for each run of rows, as a scene's images are one."""
+        index, at = np.asarray(rows, dtype=np.intp), 0
+        with torch.cuda.stream(self._stream):
+            batch = torch.empty(len(index), self.size, self.size, 3, dtype=torch.uint8, device=self.device)
+            for first, count in _runs(index):
+                batch[at : at + count].copy_(self._locked[first : first + count], non_blocking=True)
+                at += count
+            done = self._stream.record_event()
+
+        def wait() -> Tensor:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(done)
+            batch.record_stream(current)
+            return batch
+
+        return wait
 
     def gather(self, rows: Sequence[int], pool: Executor, pinned: bool = False) -> Callable[[], Tensor]:
         """`start` by rows of the cache."""
@@ -94,27 +119,29 @@ def _runs(index: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from ((int(index[a]), b - a) for a, b in zip(starts, [*starts[1:], len(index)], strict=True))
 
 
-def _in_memory(cache: Cache, pinned: bool) -> np.ndarray:
-    needed, free = cache.pixels.nbytes, available_bytes()
+def _in_memory(cache: Cache, rows: np.ndarray) -> np.ndarray:
+    """Those rows of a cache, uint8 [len(rows), size, size, 3]."""
+    needed, free = bytes_of(len(rows), cache.size), available_bytes()
     if free is not None and needed > free:
         raise FastidcError(
-            f"{cache.path}: holds {needed / 1e9:.1f} GB of pixels, and {free / 1e9:.1f} GB of memory are free; read it with --loader cache."
+            f"{cache.path}: {len(rows):,} images are {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free; read them with --loader "
+            "cache."
         )
-    held = torch.empty(cache.pixels.shape, dtype=torch.uint8)
-    pixels = held.numpy()
-    for first in tqdm(range(0, len(pixels), 512), desc="cache to memory", unit="part", leave=False, delay=1):
-        pixels[first : first + 512] = cache.pixels[first : first + 512]
-    if pinned:
-        _page_lock(held, cache.path)
+    pixels = np.empty((len(rows), cache.size, cache.size, 3), dtype=np.uint8)
+    for first in tqdm(range(0, len(rows), 512), desc="cache to memory", unit="part", leave=False, delay=1):
+        part = rows[first : first + 512]
+        np.take(cache.pixels, part, axis=0, out=pixels[first : first + 512], mode="clip")
     return pixels
 
 
-def _page_lock(held: Tensor, path: Path) -> None:
-    """Not by ``pin_memory``, whose allocator takes the next power of two: 32 GiB for the 18 GB of CLEVR-Change."""
-    runtime = torch.cuda.cudart()
-    if code := int(runtime.cudaHostRegister(held.data_ptr(), held.nbytes, 0)):
-        raise FastidcError(f"{path}: CUDA cannot page-lock {held.nbytes / 1e9:.1f} GB (error {code}); read it with --loader cache.")
-    weakref.finalize(held, runtime.cudaHostUnregister, held.data_ptr()).atexit = False
+def _page_locked(pixels: np.ndarray, path: Path) -> Tensor:
+    """``pixels``, page-locked for as long as they live. Not by ``pin_memory``, whose allocator takes the next power of two: 32 GiB for the 18 GB
+    of CLEVR-Change."""
+    runtime, address = torch.cuda.cudart(), pixels.ctypes.data
+    if code := int(runtime.cudaHostRegister(address, pixels.nbytes, 0)):
+        raise FastidcError(f"{path}: CUDA cannot page-lock {pixels.nbytes / 1e9:.1f} GB (error {code}); read it with --loader cache.")
+    weakref.finalize(pixels, runtime.cudaHostUnregister, address).atexit = False
+    return torch.from_numpy(pixels)
 
 
 def available_bytes() -> int | None:
@@ -152,7 +179,7 @@ class Choice:
         rows = cache.rows(root, paths)
         if self.loader == "resident":
             return ResidentImages(cache, rows, device)
-        return CachedImages(cache, rows, self.loader == "memory", pinned=device.type == "cuda")
+        return CachedImages(cache, rows, self.loader == "memory", device)
 
 
 def choose(
@@ -188,7 +215,11 @@ def choose(
         return Choice(loader, workers=workers)
     path, asked = cache or default_path(root, size), cache is not None or loader != "auto"
     if not asked and not path.is_file():
-        return Choice("pillow")
+        note, others = None, sorted(found.name for found in path.parent.glob("fastidc-cache-*.bin"))
+        if others:
+            build = f"`fastidc cache build --data {root} --size {size}`"
+            note = f"Images are decoded by Pillow: {others[0]} is not of {size} x {size}; {build} makes one that is."
+        return Choice("pillow", note=note)
     try:
         opened = Cache(path)
         if opened.size != size:

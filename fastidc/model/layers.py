@@ -233,7 +233,7 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(width)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
-        self._folded: tuple | None = None  # what `folded` was made of, and itself
+        self._folded: dict[tuple, tuple] = {}  # (dtype, device) -> what `folded` was made of, and itself
 
     def forward(self, images: Tensor, index: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         """images [N, 3, H, W], floating and already normalised -> [N, n+1, C]. Or uint8 in [0, 255], [I, 3, H, W], of which ``index`` picks N and
@@ -263,14 +263,22 @@ class PatchEmbed(nn.Module):
         written the weight since, once more in place, since a captured step reads it at its address."""
         if self.weight.requires_grad or self.weight.is_inference():
             return ops.fold_normalisation(self.weight, self.mean, self.std, dtype)
-        state = (state_of(self.weight), dtype, self.weight.device)
-        if self._folded is None or self._folded[0] != state:
-            made = ops.fold_normalisation(self.weight.detach(), self.mean, self.std, dtype)
-            if self._folded is not None and self._folded[0][1:] == state[1:] and type(self._folded[1].weight) is type(made.weight):
-                torch._foreach_copy_(list(self._folded[1]), list(made))
-                made = self._folded[1]
-            self._folded = state, made
-        return self._folded[1]
+        key, state = (dtype, self.weight.device), state_of(self.weight)
+        seen, kept = self._folded.get(key, (None, None))
+        if kept is None or seen != state:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must be writable, whoever asked first
+                made = ops.fold_normalisation(self.weight.detach(), self.mean, self.std, dtype)
+                if kept is not None and type(kept.weight) is type(made.weight):
+                    torch._foreach_copy_(list(kept), list(made))
+                    made = kept
+            self._folded[key] = state, made
+        return self._folded[key][1]
+
+    def refold(self) -> None:
+        """Brings up to date what `folded` keeps, for a replay, which would not notice that somebody has written the weight."""
+        for dtype, device in list(self._folded):
+            if device == self.weight.device and not self.weight.requires_grad:
+                self.folded(dtype)
 
     def _embedded(self, patches: Tensor, weight: Tensor, bias: Tensor | None = None, remainder: Tensor | None = None) -> Tensor:
         """patches [N, n, 3*P*P] and weight [C, 3*P*P]; ``remainder`` [C] of the bias -> [N, n+1, C]."""

@@ -46,7 +46,7 @@ def augmented(images: Tensor, parameters: Tensor) -> Tensor:
     colour = p["contrast"] * (p["brightness"] * (upper + below * (lower - upper)) - 127.5) + 127.5  # [K, H, W, 3]
     grey = (0.299 * colour[..., 0] + 0.587 * colour[..., 1] + 0.114 * colour[..., 2]).unsqueeze(-1)
     level = grey + p["saturation"] * (colour - grey)
-    if (p["noise"] > 0).any():
+    if images.is_cuda or (p["noise"] > 0).any():  # a GPU is not asked
         place = torch.arange(height * width * 3, device=images.device).view(1, height, width, 3)
         level = level + p["noise"] / NOISE_DEVIATION * noise(place, p["key_low"].long(), p["key_high"].long())
     out = (level.clamp(0, 255) + 0.5).to(torch.uint8)

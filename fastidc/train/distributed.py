@@ -27,6 +27,11 @@ class World:
     local_rank: int = 0
 
     @property
+    def local_size(self) -> int:
+        """Processes of this host."""
+        return _variable("LOCAL_WORLD_SIZE", self.size)
+
+    @property
     def is_main(self) -> bool:
         return self.rank == 0
 

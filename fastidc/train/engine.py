@@ -22,7 +22,7 @@ from fastidc.train import shards
 from fastidc.train.chunks import backward_in_chunks
 from fastidc.train.compiled import refusals_as_sentences
 from fastidc.train.distributed import ALONE, World
-from fastidc.train.graphs import WARM_UP, WARM_UP_SHARED, StepGraphs
+from fastidc.train.graphs import WARM_UP, WARM_UP_SHARED, StepGraphs, tensors_of
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import Precision
@@ -81,6 +81,7 @@ class Trainer:
         self.world, self.device, self.precision = world, device, precision
         # Frozen parameters are marked by the optimiser, so every other one has a gradient in every step.
         self.wrapped, stream = model, None
+        self._copies: torch.cuda.Stream | None = None
         self.sharded, self.compiled = shards.is_sharded(model), model.caption_bucket is not None
         if world.size > 1 and not self.sharded:
             # The buffers are constants; unasked, every forward would broadcast them.
@@ -105,13 +106,25 @@ class Trainer:
     def ready(self, batches: Sequence[PairBatch]) -> Ready:
         """What `run` takes: ``batches`` of one step, on the host, made into tensors on the device."""
         positions = self.model.config.context_length if self.graphs is not None or self.compiled else None
-        return make_ready(batches, self.device, self.micro_batch, positions)
+        if self.device.type != "cuda":
+            return make_ready(batches, self.device, self.micro_batch, positions)
+        current = torch.cuda.current_stream(self.device)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._copies):  # beside the step before, not behind it; what lies on the device already is left where it is
+            ready = make_ready(batches, self.device, self.micro_batch, positions)
+        current.wait_stream(self._copies)
+        for x in tensors_of(ready):
+            x.record_stream(current)
+        return ready
 
     def run(self, ready: Ready) -> tuple[Tensor, Tensor]:
         """See `step`. Nothing in it waits for the device."""
         self.optimizer.set_rates()
         if self.model.shadows is not None:
             self.model.shadows.refresh()  # a replay would not notice that anybody has written weights
+        if self.graphs is not None:
+            self.model.pair_encoder.patch_embed.refold()
         loss, norm = self._whole(ready) if self.graphs is None else self.graphs(ready)
         self.optimizer.steps += 1
         return loss, norm

@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace, dead: list[str], world: World, device: torch.
     workers = max(1, args.num_thread_reader)
     paths, size = distinct_images(records.values() if args.do_train else [records["test"]]), model.config.image_size
     cache = None if args.cache is None else Path(args.cache)
-    chosen = world.on_main(lambda: choose(args.loader, cache, args.data_path, paths, size, workers, device, world.size))
+    chosen = world.on_main(lambda: choose(args.loader, cache, args.data_path, paths, size, workers, device, world.local_size))
     images = chosen.open(args.data_path, paths, size, device)
     search = {"beams": args.beams, "length_penalty": args.length_penalty}
     session, selection = None, Selection(out, args.select)

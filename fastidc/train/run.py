@@ -143,7 +143,7 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
         )
     paths, size = distinct_images(records.values()), model.config.image_size
     chosen_loader = world.on_main(
-        lambda: choose(options.loader, options.cache, options.data, paths, size, options.workers, device, world.size)
+        lambda: choose(options.loader, options.cache, options.data, paths, size, options.workers, device, world.local_size)
     )
     session = Session(
         stage,

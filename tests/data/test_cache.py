@@ -20,7 +20,7 @@ from fastidc.data.cache_build import build
 from fastidc.data.images import ImageStore, decode
 from fastidc.data.loaders import PairLoader, in_order
 from fastidc.data.records import load_records
-from fastidc.data.sources import CachedImages, choose
+from fastidc.data.sources import CachedImages
 from fastidc.errors import FastidcError
 from fastidc.tokenizer import Tokenizer
 
@@ -103,21 +103,6 @@ def test_batches_are_pillows(data, file, stage, memory):
         assert equal(a, b)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("memory", [False, True], ids=["disk", "memory"])
-def test_batches_for_a_gpu_are_page_locked(data, file, memory):
-    records, cache = load_records(data), Cache(file)
-    source = CachedImages(cache, cache.rows(data, images(data)), memory, pinned=True)
-    assert torch.from_numpy(source[images(data)[0]].copy()).is_pinned() is False
-    assert not memory or torch.from_numpy(source._pixels).is_pinned()
-    recipe = dataclasses.replace(preset("clevr").finetune, batch_size=5, flip=0.5)
-    for pixels in (source, ImageStore(16)):
-        loader = PairLoader("finetune", records["train"], Tokenizer(), pixels, recipe, pinned=True)
-        for batch in loader.epoch(0):
-            assert batch.images.is_pinned()
-            assert torch.equal(batch.to(torch.device("cuda")).images.cpu(), batch.images)
-
-
 def test_a_gather_is_the_callers_own_and_takes_any_rows(data, file):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -130,16 +115,13 @@ def test_a_gather_is_the_callers_own_and_takes_any_rows(data, file):
         batch.zero_()
         assert np.array_equal(source.gather(rows, pool)().numpy(), cache.pixels[rows])
         assert source.gather([], pool)().shape == (0, 16, 16, 3)
+        for count in (1, 15, 16, 17, 31, 32, 33):
+            assert np.array_equal(source.gather(rows[:count], pool)().numpy(), cache.pixels[rows[:count]]), count
+        for empty in (source, ImageStore(16)):
+            assert len(empty.start([], pool)()) == 0
         with pytest.raises(FastidcError, match=r"other.png: is not among the images that cache on disk"):
             source.start([[Path("other.png")]], pool)
     assert np.array_equal(source[images(data)[3]], cache.pixels[3])
-
-
-def test_memory_that_is_not_there(data, file, monkeypatch):
-    monkeypatch.setattr("fastidc.data.sources.available_bytes", lambda: 1000)
-    cache = Cache(file)
-    with pytest.raises(FastidcError, match=r"all.bin: holds 0.0 GB of pixels, and 0.0 GB of memory are free; read it with --loader cache"):
-        CachedImages(cache, {}, in_memory=True)
 
 
 # damage
@@ -179,6 +161,16 @@ def test_a_flipped_pixel_is_found_by_its_checksum(file, tmp_path):
     assert cache.damaged_pixels() == [cache.entries[5].path]
 
 
+def test_building_again_mends_damaged_pixels(data, file, tmp_path):
+    whole, broken = bytearray(file.read_bytes()), tmp_path / "pixel.bin"
+    whole[HEADER_BYTES + 5 * 768 + 100] ^= 1
+    broken.write_bytes(whole)
+    assert made(data, broken).decoded == 1
+    assert Cache(broken).damaged_pixels() == []
+    assert np.array_equal(Cache(broken).pixels, Cache(file).pixels)
+    assert made(data, broken).decoded == 0
+
+
 def test_foreign_absent_newer_and_unreadable_files(data, file, tmp_path, monkeypatch):
     for content in (b"", b"<html>" * 2000):
         (tmp_path / "foreign.bin").write_bytes(content)
@@ -187,7 +179,7 @@ def test_foreign_absent_newer_and_unreadable_files(data, file, tmp_path, monkeyp
         with pytest.raises(FastidcError, match=r"foreign.bin: exists and is no cache of fastidc; choose another --out, or delete it"):
             made(data, tmp_path / "foreign.bin")
         assert (tmp_path / "foreign.bin").read_bytes() == content
-    with pytest.raises(FastidcError, match=r"gone.bin: no such cache; make it with `fastidc cache build --out"):
+    with pytest.raises(FastidcError, match=r"gone.bin: no such cache; make it with `fastidc cache build --data DATA --out"):
         Cache(tmp_path / "gone.bin")
     with pytest.raises(FastidcError, match=r": cannot be read \(Is a directory\)"):
         Cache(tmp_path)
@@ -263,36 +255,3 @@ def test_a_data_set_that_has_grown(world, tmp_path):
         Cache(out).rows(world, images(world))
     assert made(world, out).decoded == COUNT - 30
     assert made(world, out, size=8).decoded == COUNT, "another size is another cache"
-
-
-# which one a run reads
-
-
-def test_auto_takes_what_fits_and_says_so(world):
-    paths, place = images(world), default_path(world, 16)
-    assert choose("auto", None, world, paths, 16).loader == "pillow"
-    assert choose("auto", None, world, paths, 16).note is None
-    with pytest.raises(FastidcError, match="no such cache"):
-        choose("cache", None, world, paths, 16)
-    made(world, place)
-    assert load_records(world), "a cache in its folder does not disturb a data set"
-    for loader, used in (("auto", "cache"), ("cache", "cache"), ("memory", "memory"), ("pillow", "pillow")):
-        chosen = choose(loader, None, world, paths, 16)
-        assert chosen.loader == used
-        assert chosen.open(world, paths, 16, torch.device("cpu")).name.startswith(
-            {"cache": "cache on", "memory": "cache in", "pillow": "Pi"}[used]
-        )
-    assert choose("auto", None, world, paths, 16).note == f"Images come from the cache {place}."
-    for loader in ("auto", "cache"):
-        with pytest.raises(FastidcError, match="holds images of 16 x 16, and the model reads 32 x 32; build another cache"):
-            choose(loader, place, world, paths, 32)
-    with pytest.raises(FastidcError, match="--loader pillow reads no cache, and --cache names"):
-        choose("pillow", place, world, paths, 16)
-    with pytest.raises(FastidcError, match="--loader is 'wds'"):
-        choose("wds", None, world, paths, 16)
-    worlds.noise_image(paths[0], seed=3)
-    with pytest.raises(FastidcError, match=f"{paths[0]} has changed"):
-        choose("cache", None, world, paths, 16)
-    stale = choose("auto", None, world, paths, 16)
-    assert stale.loader == "pillow"
-    assert stale.note.startswith(f"Images are decoded by Pillow: {place}: {paths[0]} has changed")

@@ -1,5 +1,6 @@
 """Images in the memory of the device: picked where they are read, and what is to be done to them beside; all the same pixels."""
 
+import copy
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_batches_are_those_of_other_sources(world, stage, augment):
             plain = dataclasses.replace(batch.images, augmentation=None)
             changed += int((seen(plain) != seen(batch.images)).flatten(1).any(1).sum())
     assert changed > 0
+    draws = [next(iter(loader(world, sources[0], recipe, stage).epoch(epoch))).images.augmentation for epoch in (0, 1)]
+    assert not augment or not torch.equal(*draws), "drawn anew in every epoch"
     assert {row for row in ResidentImages(cache, rows, CPU)._index.values()} == set(range(len(paths)))
 
 
@@ -89,8 +92,9 @@ def test_a_source_for_evaluation(world):
         assert torch.equal(seen(batch.images), seen(other.images))
 
 
-def test_only_the_images_of_a_run_are_held(world):
+def test_only_the_images_of_a_run_are_held(world, monkeypatch):
     records, _, cache, rows = world
+    monkeypatch.setattr(resident, "_PART", 4 * resident.bytes_of(1, SIZE))  # three parts
     few = {path: rows[path] for path in distinct_images([records["test"]])}
     source = ResidentImages(cache, few, CPU)
     assert len(source.store.pixels) == len(few) == 9
@@ -149,7 +153,41 @@ def test_a_frozen_stem_is_folded_once_and_anew_when_written(world):
     assert not torch.equal(embed(images), want)
     assert embed.folded(torch.float32).weight.data_ptr() == address, "a captured step reads it there"
     assert torch.equal(embed.folded(torch.float32).weight, ops.fold_normalisation(embed.weight, embed.mean, embed.std).weight)
-    assert embed.folded(torch.bfloat16).weight.dtype == torch.bfloat16
+    other = embed.folded(torch.bfloat16)
+    assert other.weight.dtype == torch.bfloat16
+    assert embed.folded(torch.float32).weight.data_ptr() == address, "each dtype has its own: evaluation in another moves nothing"
+    with torch.no_grad():
+        embed.weight.mul_(0.5)
+    embed.refold()
+    assert torch.equal(other.weight, ops.fold_normalisation(embed.weight, embed.mean, embed.std, torch.bfloat16).weight)
+    assert embed(images).equal(want)
+
+
+def test_a_fold_first_asked_for_in_inference_can_be_written():
+    embed = CLIP4IDC(worlds.SMALL).pair_encoder.patch_embed.requires_grad_(False)
+    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    with torch.inference_mode():
+        before = embed(images).clone()
+    with torch.no_grad():
+        embed.weight.mul_(2)
+    assert not embed(images).equal(before)
+
+
+def test_the_remainder_of_the_bias_reaches_the_positions():
+    """In bf16 a bias of 64 is off by up to 0.25, alike in every patch: most of that must be gone from their mean."""
+    torch.manual_seed(0)
+    embed = CLIP4IDC(worlds.SMALL).pair_encoder.patch_embed.requires_grad_(False)
+    embed.norm = torch.nn.Identity()
+    embed.weight.add_(0.05)
+    embed.position.zero_()
+    images = torch.randint(90, 110, (8, 3, 48, 48), dtype=torch.uint8)
+    normalised = (images.double() / 255 - embed.mean.double()) / embed.std.double()
+    want = copy.deepcopy(embed).double()(normalised)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = embed(images).double()
+    remainder = embed.folded(torch.bfloat16).remainder
+    assert remainder.abs().mean() > 0.05
+    assert (got - want)[:, 1:].mean((0, 1)).abs().mean() < 0.3 * remainder.abs().mean()
 
 
 def test_gradients_of_a_stem_that_trains():
