@@ -117,7 +117,7 @@ def test_flags_win_over_the_preset(data, tmp_path):
     official = PRESETS["clevr"]
     assert dataclasses.asdict(official.adapt) | {"epochs": 0} == {
         "epochs": 0, "batch_size": 128, "lr": 1e-4, "coef_lr": 1e-3, "optimizer": "bert_adam", "schedule": "warmup_cosine",
-        "betas": (0.9, 0.98), "weight_decay": 0.2, "eps": 1e-6, "warmup": 0.1, "clip_norm": 1.0, "freeze_layers": 0,
+        "betas": (0.9, 0.98), "weight_decay": 0.2, "eps": 1e-6, "warmup": 0.1, "clip_norm": 1.0, "freeze_layers": 0, "augment": "",
         "freeze_tokens": True, "swap_distractor": 0.5, "flip": 0.0, "captions_per_pair": 1, "max_words": 32, "seed": 42, "steps": None, "accumulate": 1, "micro_batch": None, "select": "val",
         "patience": None, "gather_grad": "full", "token_mean": "process",
     }  # fmt: skip

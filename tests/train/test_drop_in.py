@@ -212,7 +212,7 @@ def test_refusals(clevr, clip, adapted, tmp_path, capsys):
     ask = lambda *flags: refused(capsys, out, retrieval, clevr, out, clip, *flags)  # noqa: E731
     assert "9" in (error := ask("--batch_size", 9, "--gradient_accumulation_steps", 2))
     assert "cannot be shared out evenly" in error
-    assert "splits.json" in refused(capsys, out, retrieval, tmp_path, out, clip)
+    assert "no such folder; CLEVR-Change keeps its images in" in refused(capsys, out, retrieval, tmp_path, out, clip)
     assert f"{tmp_path / 'absent.pt'}: no such file, and not a published ViT CLIP" in ask("--pretrained_clip_name", tmp_path / "absent.pt")
     assert "intra_layers 9 lies outside the model" in ask("--intra_num_hidden_layers", 9)
     assert "exceeds the model's 40 positions" in ask("--max_words", 50)
