@@ -1,7 +1,7 @@
 """`fastidc caption`: one pair, or as many as there are."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ def caption(
     *,
     model: str | None = None,
     beams: int = 3,
+    length_penalty: float = 0.7,
     json: bool = False,
     figure: Path | None = None,
     out: Path | None = None,
@@ -37,6 +38,7 @@ def caption(
         after: AFTER, the other image.
         model: Fine-tuned run; else $FASTIDC_MODEL or runs/demo/finetune.
         beams: Captions running at once; 1 is greedy.
+        length_penalty: Above 0 favours longer captions.
         json: One pair: print a row of JSON.
         figure: One pair: draw it into this file, with attention maps.
         out: Many: write here; rows that are there are kept and gone on after.
@@ -50,13 +52,15 @@ def caption(
         for flag, value in (("--figure", figure), ("--json", json)):
             if value:
                 raise FastidcError(f"{flag} belongs to one pair, BEFORE AFTER; rows of many pairs are JSON anyway.")
-        return _many(before, out, split, images, batch_size, workers, _maker(model, device, beams, tell=True))
+        how = {"beams": beams, "length_penalty": length_penalty}
+        return _many(before, out, split, images, batch_size, workers, how, _maker(model, device, how, tell=True))
     if after is None:
         raise FastidcError(f"{before}: is alone; give BEFORE and AFTER, or a folder, a table or - for many pairs.")
     for flag, value in (("--out", out), ("--images", images), ("--split", None if split == "all" else split)):
         if value is not None:
             raise FastidcError(f"{flag} belongs to many pairs, a folder, a table or -; leave it out for one.")
-    return _one(before, after, json, figure, _maker(model, device, beams, tell=json))
+    how = {"beams": beams, "length_penalty": length_penalty}
+    return _one(before, after, json, figure, _maker(model, device, how, tell=json))
 
 
 def say(sentence: str) -> None:
@@ -77,17 +81,25 @@ def chosen_model(model: str | None, use: Literal["caption", "search"]) -> str:
     return found
 
 
+def check_image(path: str | Path) -> None:
+    """FastidcError where there is no file to read."""
+    if Path(path).is_dir():
+        raise FastidcError(f"{path}: is a folder; name an image in it.")
+    if not Path(path).is_file():
+        raise FastidcError(f"{path}: no such image.")
+
+
 def _is_many(path: Path) -> bool:
     from fastidc.data.datasets.rows import SUFFIXES
 
     return path.is_dir() or path.suffix.lower() in SUFFIXES
 
 
-def _maker(model: str | None, device: str, beams: int, tell: bool):
+def _maker(model: str | None, device: str, how: dict[str, Any], tell: bool):
     def make():
         from fastidc.describe import Describer
 
-        describer = Describer(chosen_model(model, "caption"), device, beams)
+        describer = Describer(chosen_model(model, "caption"), device, **how)
         if tell and describer.p_change_reason is not None:
             say(f"p_change is left empty: {describer.p_change_reason}.")
         return describer
@@ -104,8 +116,7 @@ def _one(before: str, after: str, json: bool, figure: Path | None, describer) ->
     if figure is not None:
         check_format(figure)
     for path in (before, after):
-        if not Path(path).is_file():
-            raise FastidcError(f"{path}: no such image.")
+        check_image(path)
     ready = describer()
     found = ready(before, after)
     if json:
@@ -133,16 +144,25 @@ def _maps(describer, before: str, after: str):
         return None
 
 
-def _many(source: str, out: Path | None, split: str, images: Path | None, batch_size: int, workers: int | None, describer) -> int:
+def _many(
+    source: str,
+    out: Path | None,
+    split: str,
+    images: Path | None,
+    batch_size: int,
+    workers: int | None,
+    search: dict[str, Any],
+    describer: Callable[[], Any],
+) -> int:
     from fastidc.describe.pairs import read_pairs, stream_pairs
-    from fastidc.describe.stream import caption_file, caption_stream
+    from fastidc.describe.stream import caption_file, caption_stream, made_by
 
     if batch_size < 1:
         raise FastidcError(f"--batch-size must be at least 1, got {batch_size}.")
     if source == _STREAM:
         if split != "all":
             raise FastidcError("--split belongs to a data set or a table; a stream has no splits.")
-        pairs, total = stream_pairs(_lines(), images), None
+        pairs, total = stream_pairs(sys.stdin.buffer, images), None
     else:
         pairs = read_pairs(Path(source), split, images, say)
         total = len(pairs)
@@ -153,25 +173,24 @@ def _many(source: str, out: Path | None, split: str, images: Path | None, batch_
         return int(tally.left_out > 0)
     with caption_file(out) as file:
         done, before = len(file.ids), file.left_out
+        file.check(search)  # what can be known before a model is read
         rest = file.remaining(pairs)
         if done:
             say(f"{out}: {done:,} rows are there already and are kept.")
+
+        def begun():
+            ready = describer()
+            file.begin(made_by(ready), say)
+            return ready
+
         try:
-            tally = caption_stream(describer, rest, file.add, done=done, **how)
+            tally = caption_stream(begun, rest, file.add, done=done, **how)
         except KeyboardInterrupt:
             say(f"{out} holds whole rows; the same command goes on after them.")
             raise
     earlier = f" now and {before:,} earlier" if before else ""
     say(f"{tally.said()}{earlier}; wrote {out}.")
     return int(tally.left_out + before > 0)
-
-
-def _lines() -> Iterable[str]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise FastidcError(f"standard input: line {number} is not UTF-8 text ({error}).") from None
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from fastidc.commands.caption import chosen_model, say
+from fastidc.commands.caption import check_image, chosen_model, say
 from fastidc.errors import FastidcError
 
 
@@ -70,8 +70,8 @@ def search(
     held = Index.load(index, kind) if index is not None else None
     made = _Pairs(source, split, images) if kind == "pairs" and held is None else _Captions(source) if held is None else None
     for path in (before, after):
-        if path is not None and not path.is_file():
-            raise FastidcError(f"{path}: no such image.")
+        if path is not None:
+            check_image(path)
     ready = load(chosen_model(model, "search"), device)
     wanted = embed_query(ready, query) if before is None else embed_pairs(ready, [(before, after)], workers=2)[0]
     left_out = 0
@@ -94,9 +94,11 @@ class _Pairs:
 
     def __init__(self, source: Path, split: str, images: Path | None):
         from fastidc.describe.index import stamps
-        from fastidc.describe.pairs import read_pairs
+        from fastidc.describe.pairs import Pair, read_pairs
 
-        self.pairs = read_pairs(source, split, images, say)
+        found = read_pairs(source, split, images, say)
+        self.pairs = [pair for pair in found if isinstance(pair, Pair)]
+        self.bad_rows = [row for row in found if not isinstance(row, Pair)]
         self.files = stamps([path.absolute() for pair in self.pairs for path in (pair.before, pair.after)])
 
     def embed(self, ready, batch_size: int) -> tuple[list, Any, int]:
@@ -112,15 +114,15 @@ class _Pairs:
             found = embed_pairs(
                 ready, ((pair.before, pair.after) for pair in self.pairs), batch_size=batch_size, left_out=left_out, bar=bar
             )
-        for number, error in left_out.items():
-            say(f"{self.pairs[number].id} is left out: {error}")
+        for name, error in [*self.bad_rows, *((self.pairs[number].id, error) for number, error in left_out.items())]:
+            say(f"{name} is left out: {error}")
         kept = [pair for number, pair in enumerate(self.pairs) if number not in left_out]
         if not kept:
             raise FastidcError("none of the pairs can be read, so there is nothing to search.")
         entries = [Entry(pair.id, str(pair.before), str(pair.after)) for pair in kept]
         used = {str(path.absolute()) for pair in kept for path in (pair.before, pair.after)}
         self.files = {name: stamp for name, stamp in self.files.items() if name in used}
-        return entries, found, len(left_out)
+        return entries, found, len(left_out) + len(self.bad_rows)
 
 
 class _Captions:

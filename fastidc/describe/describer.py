@@ -9,13 +9,15 @@ from fastidc.describe.no_change import NO_CHANGE_FILE, NoChange, Sentences, chan
 from fastidc.describe.pixels import Batch, Image, batches
 from fastidc.errors import FastidcError
 
+LENGTH_PENALTY = 0.7
+
 
 class Describer:
     """A model that is kept ready. ``describer(before, after)`` captions a pair, ``describer.many(pairs)`` a stream of them.
 
     model: a fine-tuned run, any other source of `CLIP4IDC.from_pretrained` that holds a captioner, or a `CLIP4IDC`, which is put into
     evaluation mode; by default `default_model`. device: "auto", "cpu" or "cuda". beams: captions running at once, 1 is greedy.
-    length_penalty: beams compete by the sum of log-probabilities over length ** this. max_words: longest caption in tokens, by default that
+    length_penalty: beams compete by the sum of log-probabilities over length ** this, by default 0.7: without one short captions win. max_words: longest caption in tokens, by default that
     of the model's training. precision: "auto" is bf16 on a GPU that has it, else fp32. no_change: what stands for "nothing changed", by
     default what the run folder says. FastidcError for a model without a captioner and for what cannot be decoded so.
     """
@@ -26,15 +28,16 @@ class Describer:
         device: str = "auto",
         beams: int = 3,
         *,
-        length_penalty: float = 0.0,
+        length_penalty: float | None = None,
         max_words: int | None = None,
         precision: Precision = "auto",
         no_change: NoChange | None = None,
     ):
         self.ready = load(default_model("caption") if model is None else model, device, precision, max_words)
         self.ready.check_captioner()
-        self.beams, self.length_penalty = beams, length_penalty
-        self.ready.model.check_decoding(1, self.ready.max_words, beams, length_penalty)
+        self.beams = beams
+        self.length_penalty = (LENGTH_PENALTY if beams > 1 else 0.0) if length_penalty is None else length_penalty
+        self.ready.model.check_decoding(1, self.ready.max_words, beams, self.length_penalty)
         self.no_change = self.ready.no_change if no_change is None else no_change
         self.p_change_reason: str | None = None
         """Why there is no probability of a change, where there is none."""
@@ -85,7 +88,8 @@ class Describer:
         ready = self.ready
         with ready.asked():
             tokens = ready.model.encode_batch(batch.images.to(ready.device, non_blocking=True))[1].flatten(0, 1)
-            ids, log_probs = ready.model.generate_from_tokens(tokens, ready.max_words, self.beams, length_penalty=self.length_penalty)
+            how = {"length_penalty": self.length_penalty, "empty": False}
+            ids, log_probs = ready.model.generate_from_tokens(tokens, ready.max_words, self.beams, **how)
             change = None if self._sentences is None else change_probability(sentence_log_probs(ready.model, tokens, self._sentences))
         sums = log_probs.double().sum(1).tolist()
         changes = [None] * len(sums) if change is None else [self.no_change.calibrated(p) for p in change.tolist()]

@@ -3,10 +3,11 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastidc.data.datasets import table
 from fastidc.data.datasets.base import kind_of
@@ -27,7 +28,16 @@ class Pair:
     after: Path
 
 
-def read_pairs(source: Path, split: str = "all", images: Path | None = None, report: Callable[[str], None] | None = None) -> list[Pair]:
+class BadRow(NamedTuple):
+    """A row of a table or a stream that makes no pair, in its place among them."""
+
+    id: str  # "line 3" where the row gives none, or one that is taken
+    error: FastidcError
+
+
+def read_pairs(
+    source: Path, split: str = "all", images: Path | None = None, report: Callable[[str], None] | None = None
+) -> list[Pair | BadRow]:
     """The pairs of ``source``, in its order; a distractor makes a pair of its own, "<id>_n".
 
     source: a folder of {id}.png and {id}_2.png (any format of image; in images/ of it or in it), captions or none beside them; a .csv, .tsv
@@ -35,7 +45,8 @@ def read_pairs(source: Path, split: str = "all", images: Path | None = None, rep
     `fastidc.data.datasets.table`; a folder with pairs.csv, .tsv or .jsonl; or a data set of `fastidc.data.records`. split: train, val, test
     or all of it, where the source has splits. images: the folder of images where it is another. report: hears what is left out.
 
-    FastidcError names the file, line and field that do not fit. Whether an image is there is looked at when it is read.
+    A row of a table that does not fit is a `BadRow`, and where none fits, or the header does not, a FastidcError; both name the file, line
+    and field. Whether an image is there is looked at when it is read.
     """
     if split != "all" and split not in SPLITS:
         raise FastidcError(f"split is {split!r}; one of {', '.join(SPLITS)} or all was expected.")
@@ -92,50 +103,114 @@ def _of_folder(root: Path, images: Path | None, report: Callable[[str], None] | 
     raise FastidcError(f"{images or root}: no two images are called {{id}} and {{id}}_2; name pairs so, or list them in a table.")
 
 
-def _of_table(path: Path, split: str, images: Path | None) -> list[Pair]:
-    rows = list(_rows(path))
-    if not rows:
+def _of_table(path: Path, split: str, images: Path | None) -> list[Pair | BadRow]:
+    lines = list(_rows(path))
+    if not lines:
         raise FastidcError(f"{path}: has no pairs; write a row for each.")
-    if split != "all":
-        if not any("split" in row.fields for row in rows):
-            raise FastidcError(f"{path}: has no field 'split' to choose {split} by; leave --split out.")
-        rows = [row for row in rows if row.text("split") and table.split_of(row.text("split"), row.where) == split]
+    errors = [line.error for line in lines if line.error is not None]
+    if len(errors) == len(lines):
+        raise errors[0]
+    if split != "all" and not any(line.row is not None and "split" in line.row.fields for line in lines):
+        raise FastidcError(f"{path}: has no field 'split' to choose {split} by; leave --split out.")
+    read = [(line, found) for line in lines if (found := _fields_of(line, split)) is not None]
+    good = [found for _, found in read if isinstance(found, _Fields)]
+    distinct = list(dict.fromkeys((found.before, found.after) for found in good))
+    made = dict(zip(distinct, _names(distinct), strict=True))
+    has_ids = any(found.id for found in good)
     folder = images or path.parent
-    names = [(row.needed("before"), row.needed("after")) for row in rows]
-    given = [row.text("id") for row in rows]
-    made = dict(zip(distinct := list(dict.fromkeys(names)), _names(distinct), strict=True))
-    found: dict[str, Pair] = {}
-    for row, pair, own in zip(rows, names, given, strict=True):
-        if own is None and any(given):
-            row.needed("id")
-        pair_id = own or made[pair]
-        there = Pair(pair_id, *(folder / name for name in pair))
-        if found.setdefault(pair_id, there) != there:
-            raise FastidcError(f"{row.where}: id {pair_id!r} stands above with other images; give another pair another id.")
-        if distractor := row.text("distractor"):
-            found.setdefault(f"{pair_id}_n", Pair(f"{pair_id}_n", there.before, folder / distractor))
-    return list(found.values())
+    pairs: dict[str, Pair] = {}
+    places: dict[str, Pair | BadRow] = {}  # what stands where, a row that makes no pair by its line
+    for line, found in read:
+        try:
+            if isinstance(found, FastidcError):
+                raise found
+            if found.id is None and has_ids:
+                line.row.needed("id")
+            pair_id = found.id or made[found.before, found.after]
+            there = Pair(pair_id, folder / found.before, folder / found.after)
+            if pairs.get(pair_id, there) != there:
+                raise FastidcError(f"{line.row.where}: id {pair_id!r} stands above with other images; give another pair another id.")
+        except FastidcError as error:
+            places[f"\n{line.number}"] = _bad(line, error, pairs)
+            continue
+        added = {pair_id: there}
+        if found.distractor:
+            added[f"{pair_id}_n"] = Pair(f"{pair_id}_n", there.before, folder / found.distractor)
+        for name, pair in added.items():
+            places.setdefault(name, pairs.setdefault(name, pair))
+    if places and not pairs:
+        raise next(iter(places.values())).error
+    return list(places.values())
 
 
-def _rows(path: Path) -> Iterator[Row]:
+class _Fields(NamedTuple):
+    before: str
+    after: str
+    id: str | None
+    distractor: str | None
+
+
+class _Line(NamedTuple):
+    """A row of a file; without ``row`` it cannot be read, with an ``error`` it makes no pair."""
+
+    number: int
+    row: Row | None
+    error: FastidcError | None = None
+
+
+def _fields_of(line: _Line, split: str) -> _Fields | FastidcError | None:
+    """What a pair is made of, or why there is none; None where the row is of another split."""
+    row = line.row
+    try:
+        if row is None:
+            raise line.error
+        if split != "all" and not (row.text("split") and table.split_of(row.text("split"), row.where) == split):
+            return None
+        if line.error is not None:
+            raise line.error
+        return _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
+    except FastidcError as error:
+        return error
+
+
+def _bad(line: _Line, error: FastidcError, taken: Container[str]) -> BadRow:
+    """Called by its own id where that is known and not another's."""
+    own = None
+    if line.row is not None:
+        with suppress(FastidcError):
+            own = line.row.text("id")
+    return BadRow(own if own and own not in taken else f"line {line.number}", error)
+
+
+def _rows(path: Path) -> Iterator[_Line]:
     """Rows of a table whose captions may be absent: `fastidc.data.datasets.rows` is for learning from, and asks for them."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                yield from (json_row(f"{path}: line {line}", text) for line, text in enumerate(file, 1) if text.strip())
-                return
+        if path.suffix.lower() == ".jsonl":
+            with path.open("rb") as file:
+                yield from json_lines(file, str(path))
+            return
+        # a byte that is no UTF-8 becomes half a surrogate pair, which costs its own row
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = lines_of(path, file)
             header = [cell.strip() for cell in next(lines, (1, []))[1]]
+            if not _is_text(header):
+                raise FastidcError(f"{path}: line 1 cannot be read as UTF-8 text; save it as UTF-8.")
             _check_fields(f"{path}: line 1", header)
-            for line, cells in lines:
-                where = f"{path}: line {line}"
+            for number, cells in lines:
+                where = f"{path}: line {number}"
                 if len(cells) != len(header):
-                    raise FastidcError(
-                        f"{where} has {len(cells)} cells, but line 1 names {len(header)} fields; a comma in a cell needs quotes."
-                    )
-                yield Row(where, {field: cell for field, cell in zip(header, cells, strict=True) if cell.strip()})
-    except (OSError, UnicodeDecodeError) as error:
-        raise FastidcError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+                    what = f"has {len(cells)} cells, but line 1 names {len(header)} fields; a comma in a cell needs quotes."
+                    yield _Line(number, None, FastidcError(f"{where} {what}"))
+                elif not _is_text(cells):
+                    yield _Line(number, None, FastidcError(f"{where} cannot be read as UTF-8 text; save it as UTF-8."))
+                else:
+                    yield _Line(number, Row(where, {field: cell for field, cell in zip(header, cells, strict=True) if cell.strip()}))
+    except OSError as error:
+        raise FastidcError(f"{path}: cannot be read ({error.strerror or error}); name another.") from None
+
+
+def _is_text(cells: list[str]) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for cell in cells if not cell.isascii() for letter in cell)
 
 
 def _check_fields(where: str, fields: Iterable[str]) -> None:
@@ -150,39 +225,59 @@ def _check_fields(where: str, fields: Iterable[str]) -> None:
             raise FastidcError(f"{where} has no field {field!r}; it needs {' and '.join(NEEDED)}.")
 
 
-def json_row(where: str, text: str) -> Row:
-    """A line of JSONL as a row with before and after; FastidcError begins with ``where``."""
-    try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FastidcError(f"{where} cannot be read as JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise FastidcError(f"{where} must be an object with {' and '.join(NEEDED)}, got {kind_of(values)}.")
-    _check_fields(where, values)
-    return Row(where, {field: value for field, value in values.items() if value is not None and value != ""}, is_table=False)
+def json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
+    """Lines of JSONL as rows with before and after, blank ones left out; errors begin with ``name`` and the line."""
+    for number, line in enumerate(lines, 1):
+        where = f"{name}: line {number}"
+        try:
+            text = line if isinstance(line, str) else line.decode("utf-8-sig")
+            if not text.strip():
+                continue
+            values: Any = json.loads(text)
+        except UnicodeDecodeError as error:
+            yield _Line(number, None, FastidcError(f"{where} is not UTF-8 text ({error})."))
+            continue
+        except (ValueError, RecursionError) as error:
+            yield _Line(number, None, FastidcError(f"{where} cannot be read as JSON ({error})."))
+            continue
+        if not isinstance(values, dict):
+            what = f"must be an object with {' and '.join(NEEDED)}, got {kind_of(values)}."
+            yield _Line(number, None, FastidcError(f"{where} {what}"))
+            continue
+        row, found = (
+            Row(where, {field: value for field, value in values.items() if value is not None and value != ""}, is_table=False),
+            None,
+        )
+        try:
+            _check_fields(where, values)
+        except FastidcError as error:
+            found = error
+        yield _Line(number, row, found)
 
 
-def stream_pairs(lines: Iterable[str], images: Path | None = None, name: str = "standard input") -> Iterator[Pair]:
+def stream_pairs(lines: Iterable[str | bytes], images: Path | None = None, name: str = "standard input") -> Iterator[Pair | BadRow]:
     """Pairs of JSONL lines as they come: {"before": path, "after": path} and perhaps "id"; paths count from ``images`` or from here.
 
     Without an id a pair is called after its files, as in a table; one that is called as an earlier one has "#2", "#3", ... behind it.
-    FastidcError names the line.
+    A line that does not fit is a `BadRow`, whose error names it.
     """
     folder, uses, taken = images or Path(), Counter(), set()
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
+    for line in json_lines(lines, name):
+        fields = _fields_of(line, "all")
+        if isinstance(fields, FastidcError):
+            yield _bad(line, fields, taken)
             continue
-        row = json_row(f"{name}: line {number}", text)
-        before, after = row.needed("before"), row.needed("after")
-        pair_id = row.text("id")
+        pair_id = fields.id
         if pair_id is None:
-            short = _short(before, after)
+            short = _short(fields.before, fields.after)
             uses[short] += 1
             pair_id = short if uses[short] == 1 else f"{short}#{uses[short]}"
         if pair_id in taken:
-            raise FastidcError(f"{row.where}: id {pair_id!r} stands above; give another pair another id.")
+            error = FastidcError(f"{line.row.where}: id {pair_id!r} stands above; give another pair another id.")
+            yield _bad(line, error, taken)
+            continue
         taken.add(pair_id)
-        yield Pair(pair_id, folder / before, folder / after)
+        yield Pair(pair_id, folder / fields.before, folder / fields.after)
 
 
 def _names(pairs: list[tuple[str, str]]) -> list[str]:

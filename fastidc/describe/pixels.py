@@ -16,33 +16,51 @@ from fastidc.data.images import decode, to_array
 from fastidc.errors import FastidcError
 
 AHEAD = 2  # batches that are being decoded while one is in use
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _CHANNELS = (1, 3, 4)  # L, RGB, RGBA
 
 Image = Any  # a path, a PIL image, or a uint8 array
 
 
 def to_pixels(image: Image, size: int, name: str = "image") -> np.ndarray:
-    """uint8 [size, size, 3] of an image, the same for each way to give it: see `fastidc.data.images.decode`.
+    """uint8 [size, size, 3] of an image, the same for each way to give it: see `fastidc.data.images.decode`, but turned as its EXIF says.
 
     image: a path; a PIL image of any mode; a uint8 NumPy array [H, W] or [H, W, 1, 3 or 4]; a uint8 tensor [H, W], [1, 3 or 4, H, W] or
     [H, W, 1, 3 or 4]. name: what a FastidcError calls it where it has no path.
     """
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
-        return _said(path, lambda: decode(path, size))
+        return _said(path, lambda: _upright(path, size))
     return _said(name, lambda: to_array(to_pil(image, name), size))
 
 
+def _upright(path: str, size: int) -> np.ndarray:
+    """`decode`, but as the photograph was held: what a camera notes about that, training leaves aside, as the official code does."""
+    from PIL import Image as Pillow
+
+    pixels = decode(path, size)  # which names whatever is wrong with the file
+    with Pillow.open(path) as opened:
+        if opened.getexif().get(_ORIENTATION, 1) in (0, 1):
+            return pixels
+        return to_array(turned(opened), size)
+
+
+def turned(image):
+    """A PIL image the way up that its EXIF says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
 def to_pil(image: Image, name: str = "image"):
-    """A PIL image of what `to_pixels` takes, in its own size; a path is opened and read whole."""
+    """A PIL image of what `to_pixels` takes, in its own size and upright; a path is opened and read whole."""
     from PIL import Image as Pillow
 
     if isinstance(image, Pillow.Image):
-        return image
+        return turned(image)
     if isinstance(image, (str, os.PathLike)):
         with Pillow.open(image) as opened:
-            opened.load()
-            return opened
+            return turned(opened)
     is_tensor = isinstance(image, Tensor)
     if not is_tensor and not isinstance(image, np.ndarray):
         raise FastidcError(f"{name}: is of type {type(image).__name__}; a path, a PIL image or a uint8 array was expected.")

@@ -1,5 +1,6 @@
 """Captions of many pairs as JSONL that can be gone on with: one row a pair, in the order of the pairs."""
 
+import hashlib
 import json
 import os
 import sys
@@ -12,15 +13,18 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from fastidc.describe.describer import Describer
-from fastidc.describe.pairs import Pair
+from fastidc.describe.pairs import BadRow, Pair
 from fastidc.errors import FastidcError
-from fastidc.files import exclusive
+from fastidc.files import exclusive, write_json
 
 END = b"\n"
+_BREAKS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"}  # lines to str.splitlines, not to JSON
 
 
-def row_of(pair: Pair, found: Any) -> dict[str, Any]:
+def row_of(pair: Pair | BadRow, found: Any) -> dict[str, Any]:
     """{"id", "before", "after", "caption", "log_prob", "p_change"} of a description, {"id", "error"} of a FastidcError."""
     if isinstance(found, FastidcError):
         return {"id": pair.id, "error": str(found)}
@@ -28,8 +32,8 @@ def row_of(pair: Pair, found: Any) -> dict[str, Any]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """One line of JSON, without its end; names that are no Unicode are escaped."""
-    text = json.dumps(row, ensure_ascii=False)
+    """One line of JSON, without its end, to whoever splits lines; names that are no Unicode are escaped."""
+    text = json.dumps(row, ensure_ascii=False).translate(_BREAKS)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -37,14 +41,29 @@ def line_of(row: dict[str, Any]) -> str:
     return text
 
 
+def made_by(describer: Describer) -> dict[str, Any]:
+    """What a caption depends on beside its images; rows of one file agree in it. "source" is for a reader, the weights are compared."""
+    model, digest = describer.ready.model, hashlib.blake2b(digest_size=16)
+    shape = {name: value for name, value in model.config.to_dict().items() if name != "dropout"}
+    digest.update(json.dumps(shape, sort_keys=True).encode())
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    how = {"beams": describer.beams, "length_penalty": describer.length_penalty, "max_words": describer.ready.max_words}
+    return {"model": digest.hexdigest(), "source": describer.ready.source, **how}
+
+
 class CaptionFile:
     """A JSONL file of captions that grows by whole lines. What a killed run left of its last line is cut off by the first row that follows.
 
-    ids, left_out: the rows that are there already, and how many of them are errors. FastidcError for a file of something else.
+    ids, left_out: the rows that are there already, and how many of them are errors. What made them is in .NAME.meta.json beside it.
+    FastidcError for a file of something else.
     """
 
     def __init__(self, path: Path):
         self.path, self.ids, self.left_out = path, [], 0
+        self.meta = path.with_name(f".{path.name}.meta.json")
+        self._images: list[tuple[Any, Any]] = []  # of each row, None where it is an error
         self._whole = 0  # bytes of complete lines
         self._file: IO[bytes] | None = None
         if path.is_dir():
@@ -67,18 +86,54 @@ class CaptionFile:
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not ("caption" in row or "error" in row):
             raise FastidcError(f"{self.path}: line {number} is no row of captions (id and caption); choose another --out.")
         self.ids.append(row["id"])
+        self._images.append((row.get("before"), row.get("after")))
         self.left_out += "error" in row
         self._whole += len(line)
 
-    def remaining(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+    def remaining(self, pairs: Iterable[Pair | BadRow]) -> Iterator[Pair | BadRow]:
         """``pairs`` after those that the file has; FastidcError where the file's rows are not the first of ``pairs``. It asks for as many."""
         pairs = iter(pairs)
-        for number, own in enumerate(self.ids, 1):
+        for number, (own, images) in enumerate(zip(self.ids, self._images, strict=True), 1):
             pair = next(pairs, None)
             if pair is None or pair.id != own:
                 there = "the input ends before it" if pair is None else f"the input has {pair.id!r} there"
                 raise FastidcError(f"{self.path}: line {number} is of {own!r}, but {there}; choose another --out, or delete this file.")
+            for field, there in zip(("before", "after"), images, strict=True):
+                if there is None:
+                    continue
+                now = str(getattr(pair, field, "a row that cannot be read"))
+                if not isinstance(there, str) or os.path.abspath(there) != os.path.abspath(now):
+                    raise FastidcError(
+                        f"{self.path}: line {number}, {own!r}, has {field} {there}, but the input has {now} there; choose another --out, or "
+                        "delete this file."
+                    )
         return pairs
+
+    def check(self, now: dict[str, Any]) -> bool:
+        """FastidcError where the rows that are there were made otherwise than by ``now``, some of `made_by`; False where nothing says how."""
+        if not self.ids:
+            return True
+        try:
+            then = json.loads(self.meta.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        if not isinstance(then, dict):
+            return False
+        for field in ("model", "beams", "length_penalty", "max_words"):
+            if field in now and then.get(field) != now[field]:
+                raise FastidcError(
+                    f"{self.path}: its rows were made with {field} {_shown(then, field)}, and {field} is {_shown(now, field)} now; "
+                    f"delete {self.path}, or give the same flags."
+                )
+        return True
+
+    def begin(self, now: dict[str, Any], say: Callable[[str], None]) -> None:
+        """`check` of a whole `made_by`, which is kept for the next run where it is not yet."""
+        known = self.check(now)
+        if not known:
+            say(f"{self.path}: nothing tells which model and flags made the rows that are there ({self.meta.name}); those of now follow.")
+        if not known or not self.ids:
+            write_json(self.meta, now)
 
     def add(self, row: dict[str, Any]) -> None:
         try:
@@ -96,6 +151,12 @@ class CaptionFile:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _shown(how: dict[str, Any], field: str) -> str:
+    if field == "model":
+        return f"{how.get('source')} (weights {str(how.get('model'))[:8]})"
+    return str(how.get(field))
 
 
 @contextmanager
@@ -125,7 +186,7 @@ class Tally:
 
 def caption_stream(
     describer: Callable[[], Describer],
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair | BadRow],
     write: Callable[[dict[str, Any]], None],
     *,
     batch_size: int = 32,
@@ -150,21 +211,30 @@ def caption_stream(
     def noted() -> Iterator[tuple[os.PathLike, os.PathLike]]:
         for pair in chain([first], pairs):
             waiting.append(pair)
-            yield pair.before, pair.after
+            if isinstance(pair, Pair):
+                yield pair.before, pair.after
+
+    def put(pair: Pair | BadRow, found: Any) -> None:
+        write(row_of(pair, found))
+        if isinstance(found, FastidcError):
+            tally.left_out += 1
+            if say is not None:
+                say(f"{pair.id} is left out: {found}")
+        else:
+            tally.captioned += 1
+        bar.update()
+
+    def put_bad_rows() -> None:
+        while waiting and isinstance(waiting[0], BadRow):
+            put(row := waiting.popleft(), row.error)
 
     began = time.perf_counter()
     try:
         with tqdm(total=total, initial=done, desc="caption", unit="pair", file=sys.stderr) as bar:
             for found in ready.many(noted(), batch_size, errors="return", workers=workers):
-                pair = waiting.popleft()
-                write(row_of(pair, found))
-                if isinstance(found, FastidcError):
-                    tally.left_out += 1
-                    if say is not None:
-                        say(f"{pair.id} is left out: {found}")
-                else:
-                    tally.captioned += 1
-                bar.update()
+                put_bad_rows()
+                put(waiting.popleft(), found)
+            put_bad_rows()
     finally:
         tally.seconds = time.perf_counter() - began
     return tally

@@ -73,19 +73,21 @@ def decode(
     stop_early: bool = True,
     graphs: bool | None = None,
     compiled: bool = False,
+    empty: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """tokens [B, M, E] of the pairs, B > 0 -> ids [B, max_length] int64 without the start token, and the log-probability of each
     [B, max_length] fp32, both zero after the end token; a caption's log-probability is the sum of its row.
 
     One beam is greedy decoding. ``graphs``: the batch is filled up to a bucket and decoded by `Plan`, on CUDA as captured graphs; by
-    default exactly there. ``compiled``: the step goes through torch.compile, also in buckets. Neither changes what is decoded.
+    default exactly there. ``compiled``: the step goes through torch.compile, also in buckets. Neither changes what is decoded. ``empty=False``:
+    no caption is without a word.
     """
     following = compiled_next_words if compiled else next_words
-    search = Greedy(max_length, stop_early) if beams == 1 else Beams(max_length, beams, length_penalty)
+    search = Greedy(max_length, stop_early, empty) if beams == 1 else Beams(max_length, beams, length_penalty, empty)
     if graphs is None:
         graphs = tokens.device.type == "cuda" or compiled
     if graphs:
-        settings = (max_length, stop_early, beams, length_penalty)
+        settings = (max_length, stop_early, beams, length_penalty, empty)
         with torch.cuda.device_of(tokens):
             return plan_for(search, decoder, tokens, following, settings)(tokens)
     search.start(decoder, tokens, torch.full((1,), len(tokens), device=tokens.device))

@@ -16,12 +16,13 @@ class Beams:
     ``max_length`` the running ones compete as they stand. A pair is done when no running beam can beat its best ended one: words to come
     add at most 0 to the sum, and a sum below 0 is worth most over the greatest length, so that running sum / max_length **
     ``length_penalty`` bounds what a beam may still become. The pad id 0 is the word "!" and may be chosen like any other.
+    Without ``empty`` no caption ends before its first word.
     """
 
     stop_early = True
 
-    def __init__(self, max_length: int, beams: int, length_penalty: float):
-        self.max_length, self.beams, self.length_penalty = max_length, beams, length_penalty
+    def __init__(self, max_length: int, beams: int, length_penalty: float, empty: bool = True):
+        self.max_length, self.beams, self.length_penalty, self.empty = max_length, beams, length_penalty, empty
 
     def start(self, decoder: Decoder, tokens: Tensor, live: Tensor) -> None:
         pairs, beams, length, device = len(tokens), self.beams, self.max_length, tokens.device
@@ -45,6 +46,8 @@ class Beams:
         # of 2k candidates at most k are ends, so k are left to run on
         each = min(2 * beams, vocabulary)
         log_prob, word = (x.view(pairs, beams, each) for x in following(decoder, self.memory, self.last, position, each))
+        if position == 0 and not self.empty:
+            log_prob = log_prob.masked_fill(word == decoder.end_id, _NEVER)
         sums, at = (self.sums[..., None] + log_prob).flatten(1).topk(2 * beams)  # [N, 2k]
         word, log_prob, beam = word.flatten(1).gather(1, at), log_prob.flatten(1).gather(1, at), at // each
         ends = word == decoder.end_id

@@ -10,11 +10,11 @@ class Greedy:
     """One batch's greedy decoding. Its tensors are made by `start` and written in place by `step`, so that both can be captured.
 
     With ``stop_early`` ids and log-probabilities are zero after the end token. Without, it is the official evaluation's fixed number of
-    raw steps. The pad id 0 is the word "!" (clip4idc.md 3) and chosen like any other.
+    raw steps. The pad id 0 is the word "!" (clip4idc.md 3) and chosen like any other. Without ``empty`` no caption ends before its first word.
     """
 
-    def __init__(self, max_length: int, stop_early: bool):
-        self.max_length, self.stop_early = max_length, stop_early
+    def __init__(self, max_length: int, stop_early: bool, empty: bool = True):
+        self.max_length, self.stop_early, self.empty = max_length, stop_early, empty
 
     def start(self, decoder: Decoder, tokens: Tensor, live: Tensor) -> None:
         """tokens [N, M, E], of which the first ``live`` (int64 [1]) pairs count."""
@@ -27,7 +27,12 @@ class Greedy:
         self.done = self.ended.all()
 
     def step(self, decoder: Decoder, position: int, following: Next) -> None:
-        log_prob, chosen = (x[:, 0] for x in following(decoder, self.memory, self.last, position, 1))
+        if position == 0 and not self.empty:
+            log_prob, chosen = following(decoder, self.memory, self.last, position, 2)
+            second = chosen[:, :1] == decoder.end_id
+            log_prob, chosen = (torch.where(second, x[:, 1:], x[:, :1])[:, 0] for x in (log_prob, chosen))
+        else:
+            log_prob, chosen = (x[:, 0] for x in following(decoder, self.memory, self.last, position, 1))
         if self.stop_early:
             chosen, log_prob = chosen.masked_fill(self.ended, 0), log_prob.masked_fill(self.ended, 0)
             self.ended.logical_or_(chosen == decoder.end_id)

@@ -194,18 +194,19 @@ class CLIP4IDC(nn.Module):
         stop_early: bool = True,
         graphs: bool | None = None,
         compiled: bool = False,
+        empty: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """tokens [B, M, E] -> ids [B, max_length] int64 and the log-probability of each [B, max_length] fp32, zero after the end token.
 
         With ``beams`` > 1 the caption of the best sum of log-probabilities / length ** ``length_penalty`` that beam search finds (see
         `fastidc.generate.beams`). ``graphs``: in buckets of the batch size, each a few CUDA graphs, by default on CUDA; ``compiled``: the
-        step through torch.compile; neither changes what is decoded. FastidcError says what cannot be decoded so. The model must be in
+        step through torch.compile; neither changes what is decoded. ``empty=False``: no caption is without a word. FastidcError says what cannot be decoded so. The model must be in
         evaluation mode.
         """
         self.check_decoding(len(tokens), max_length, beams, length_penalty, stop_early)
         text, config = self.text_encoder, self.config
         decoder = generate.Decoder(self._captioner, text.token_embedding, text.position, config.start_id, config.end_id)
-        how = {"length_penalty": length_penalty, "stop_early": stop_early, "graphs": graphs, "compiled": compiled}
+        how = {"length_penalty": length_penalty, "stop_early": stop_early, "graphs": graphs, "compiled": compiled, "empty": empty}
         return generate.decode(decoder, tokens, max_length, beams=beams, **how)
 
     def check_decoding(self, pairs: int, max_length: int, beams: int = 1, length_penalty: float = 0.0, stop_early: bool = True) -> None:

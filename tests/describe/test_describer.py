@@ -93,18 +93,15 @@ def test_every_form_of_an_image_is_its_file(describer, pairs):
         same(found, expected, images=False)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "exif", "LA"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA"])
 def test_modes_are_read_as_decode_reads_them(tmp_path, mode):
     pixels = np.random.default_rng(1).integers(0, 256, (40, 70, 4), dtype=np.uint8)
-    image, path, options = Image.fromarray(pixels), tmp_path / "image.png", {}
-    if mode == "exif":
-        image, options = image.convert("RGB"), {"exif": Image.Exif()}
-        options["exif"][0x0112] = 6  # a camera held upright
-    elif mode == "CMYK":
+    image, path = Image.fromarray(pixels), tmp_path / "image.png"
+    if mode == "CMYK":
         image, path = image.convert("RGB").convert("CMYK"), tmp_path / "image.tiff"
     else:
         image = image.convert(mode)
-    image.save(path, **options)
+    image.save(path)
     expected = decode(path, 48)
     assert np.array_equal(to_pixels(path, 48), expected)
     assert np.array_equal(to_pixels(Image.open(path), 48), expected)
@@ -114,6 +111,41 @@ def test_modes_are_read_as_decode_reads_them(tmp_path, mode):
             assert np.array_equal(to_pixels(given, 48), expected)
         one = values[None] if mode == "L" else values.transpose(2, 0, 1)
         assert np.array_equal(to_pixels(torch.from_numpy(one.copy()), 48), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_seen_as_it_was_held(tmp_path, orientation):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF -> Pillow's transpose that makes what the camera stored
+    stored = Image.fromarray(pixels) if orientation == 1 else Image.fromarray(pixels).transpose(how[orientation])
+    note = Image.Exif()
+    note[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=note)
+    expected = decode(tmp_path / "upright.png", 48)
+    assert np.array_equal(to_pixels(tmp_path / "photo.png", 48), expected)
+    assert np.array_equal(to_pixels(Image.open(tmp_path / "photo.png"), 48), expected)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_caption_is_without_a_word(describer, pairs, beams):
+    """Even of a model that would rather end at once."""
+    model = describer.ready.model
+    bias = model.captioner.head_bias
+    before = bias.detach().clone()
+    try:
+        with torch.no_grad():
+            bias[model.config.end_id] += 50
+        found = Describer(model, "cpu", beams)(*pairs[0])
+        tokens = model.encode_batch(torch.zeros(1, 2, model.config.image_size, model.config.image_size, 3, dtype=torch.uint8))[1].flatten(
+            0, 1
+        )
+        assert model.generate_from_tokens(tokens, 8, beams)[0][0, 0] == model.config.end_id, "decoding as officially may"
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+    assert found.ids[0] != model.config.end_id
+    assert found.ids[1] == model.config.end_id
 
 
 @pytest.mark.parametrize(

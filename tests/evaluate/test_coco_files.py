@@ -33,6 +33,13 @@ def test_pycocotools_reads_both(tmp_path):
     assert [entry["caption"] for entry in coco.imgToAnns["1.png"]] == ["a", "b"]
 
 
+def test_a_sentence_that_stands_twice_counts_twice(tmp_path):
+    """Frequencies of documents do not change by it, but a pair's mean over its references does, as in pycocoevalcap."""
+    annotations = [{"image_id": "1", "caption": text, "id": i} for i, text in enumerate(["a", "b", "a"])]
+    (tmp_path / "gt.json").write_text(json.dumps({"images": [{"id": "1"}], "annotations": annotations}))
+    assert read_references(tmp_path / "gt.json") == {"1": ["a", "b", "a"]}
+
+
 def test_a_byte_order_mark_and_repeated_images_are_read(tmp_path):
     path = tmp_path / "gt.json"
     content = {"images": [{"id": 7}, {"id": 7}], "annotations": [{"image_id": 7, "caption": "a"}, {"image_id": 7, "caption": "b"}]}

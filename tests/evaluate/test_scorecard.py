@@ -12,7 +12,7 @@ from fastidc.evaluate.background import BackgroundScorer
 from fastidc.evaluate.blocks import subsets_of
 from fastidc.evaluate.captions import score_by_subset, score_captions
 from fastidc.evaluate.coco import read_overlaps, read_types
-from fastidc.evaluate.intervals import meteor_of, meteor_statistics
+from fastidc.evaluate.intervals import meteor_of, meteor_statistics, middle
 from fastidc.evaluate.scorecard import match, score
 
 REFERENCES = {"1.png": ["the cube is gone", ""], "2.png": ["a ball moved"], "2.png_n": ["there is no change", "nothing moved"]}
@@ -213,3 +213,8 @@ def test_the_published_predictions_have_their_scores(java, real_folder):
         "CIDEr": 0.3506,
     }
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_interval_is_the_middle():
+    assert middle(np.arange(101.0)) == pytest.approx([2.5, 97.5])
+    assert middle(np.arange(101.0), 0.5) == pytest.approx([25, 75])

@@ -15,7 +15,7 @@ from share.shared_runs import CAPTION_METRICS, FACTS, RETRIEVAL_METRICS, block, 
 
 from fastidc import CLIP4IDC, Describer
 from fastidc.errors import FastidcError
-from fastidc.share import export
+from fastidc.share import card, export
 from fastidc.share.folder import public_facts
 
 CALIBRATION = {"scale": 2.0, "shift": 0.5, "split": "val", "pairs": 8}
@@ -239,3 +239,12 @@ def test_overwrite_replaces_whole_or_not_at_all(run, tmp_path, monkeypatch):
         export(run, tmp_path / "x", licence="mit", overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_rows_of_the_card_are_what_they_are_called():
+    block = lambda pairs, cider: {"pairs": pairs, "CIDEr": cider, "METEOR": None}  # noqa: E731
+    rows = card._captions(
+        {"overall": block(3, 0.5), "change": block(2, 0.25), "no_change": block(1, 0.75), "types": {"drop": block(2, 0.1)}}
+    )
+    shown = [(row["name"], row["pairs"], row["scores"]["CIDEr"], row["scores"]["METEOR"]) for row in rows]
+    assert shown == [("overall", 3, 50, None), ("change pairs", 2, 25, None), ("no-change pairs", 1, 75, None), ("type: drop", 2, 10, None)]
