@@ -1,20 +1,33 @@
 """Runs of seconds for tests of what interrupts one: a model of a few thousand weights, and what two runs must have in common."""
 
+import functools
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import torch
 import worlds
 
 from fastidc import checkpoint
+from fastidc.cli import main
 from fastidc.config import ModelConfig, TrainOptions
 from fastidc.data.records import all_captions, load_records
+from fastidc.evaluate import captions, ptb
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.tokenizer import vocabulary_of
+from fastidc.train import judge, snapshot
 from fastidc.train.run import train
 from fastidc.train.stage import StageRun
 
 SPLITS = {"train": list(range(9)), "val": [20, 21], "test": [30, 31]}
+
+
+def without_java() -> None:
+    """Captions are scored by what starts in no time; the numbers are the same on these sentences."""
+    judge.score_by_subset = functools.partial(judge.score_by_subset, meteor=False)
+    captions.tokenize = lambda sentences, tokenizer: ([ptb.ptb_regex(sentence) for sentence in sentences], "ptb-regex", None)
 
 
 class Killed(BaseException):
@@ -67,17 +80,12 @@ def check_same_run(got: Path, expected: Path) -> None:
         assert one[name] == other[name], f"{name} of a run that went on differs"
 
 
+__all__ = ["Killed", "check_same_run", "kill_after", "left", "options", "train", "world"]
+
+
 if __name__ == "__main__":  # a run that a test can kill: stage, out and options as JSON
-    import functools
-    import sys
-
-    from fastidc.cli import main
-    from fastidc.train import judge
-
-    judge.score_by_subset = functools.partial(judge.score_by_subset, meteor=False)  # its process takes seconds to start
-    if "--in-save" in sys.argv:  # the test's signal comes while a snapshot is written
-        from fastidc.train import snapshot
-
+    without_java()
+    if "--in-save" in sys.argv:  # the end comes while a snapshot is written
         at, sync = int(sys.argv.pop(sys.argv.index("--in-save") + 1)), snapshot._sync
         sys.argv.remove("--in-save")
         seen = []
@@ -86,12 +94,7 @@ if __name__ == "__main__":  # a run that a test can kill: stage, out and options
             sync(file)
             seen.append(file)
             if len(seen) == at:
-                import os
-                import signal
-
                 os.kill(os.getpid(), signal.SIGKILL)
 
         snapshot._sync = slow
     sys.exit(main(sys.argv[1:]))
-
-__all__ = ["Killed", "check_same_run", "kill_after", "left", "options", "train", "world"]

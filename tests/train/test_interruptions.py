@@ -1,0 +1,390 @@
+"""Signals, full disks, broken numbers, other data: what a run does, what it says and with which code it ends."""
+
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+import runs
+import torch
+from runs import check_same_run, kill_after, left, options, train, world
+
+pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
+
+from fastidc.cli import main
+from fastidc.data import loaders
+from fastidc.errors import FastidcError, Interrupted, NotFiniteError
+from fastidc.evaluate import captions
+from fastidc.train import agreement, judge, signals, snapshot
+from fastidc.train.distributed import ALONE, World
+from fastidc.train.engine import Trainer
+from fastidc.train.ledger import Ledger, check_ledger
+from fastidc.train.rows import Rows
+from fastidc.train.stage import StageRun
+from fastidc.train.steplog import Spikes, StepLog
+from fastidc.train.watchdog import Watchdog
+
+OFFICIAL = {"preset": "clevr", "lr": 1e-2, "coef_lr": 0.1, "batch_size": 4}  # with 18 samples four steps an epoch
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return world(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(autouse=True)
+def _no_java(monkeypatch):
+    for module, name in ((judge, "score_by_subset"), (captions, "tokenize")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
+    runs.without_java()
+
+
+@pytest.fixture(scope="module")
+def alone(toy, tmp_path_factory):
+    """An adaptation that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    train("adapt", options(*toy, out, **OFFICIAL))
+    return out
+
+
+def after_step(monkeypatch, step: int, do) -> None:
+    original = StageRun.on_step
+
+    def on_step(self, made) -> None:
+        if made.number == step:
+            do()
+        original(self, made)
+
+    monkeypatch.setattr(StageRun, "on_step", on_step)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)], ids=["SIGTERM", "SIGINT", "preemption"]
+)
+def test_a_signal_finishes_the_step_and_saves(toy, alone, tmp_path, monkeypatch, capsys, number, code):
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+    line = [
+        "adapt",
+        "--data",
+        str(toy[0]),
+        "--init",
+        str(toy[1]),
+        "--out",
+        str(out),
+        "--preset",
+        "clevr",
+        "--lr",
+        "1e-2",
+        "--coef-lr",
+        "0.1",
+    ]
+    line += [
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--workers",
+        "1",
+        "--seed",
+        "5",
+        "--preemption-signal",
+        "SIGUSR1",
+        "--resume",
+        "auto",
+    ]
+    with monkeypatch.context() as patched:
+        after_step(patched, 3, lambda: os.kill(os.getpid(), number))
+        assert main(line) == code
+    name = signal.Signals(number).name
+    assert f"fastidc: {name} at step 3; go on with --resume auto from {out / 'snapshots' / 'step-00000003'}." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert main(line) == 0
+    check_same_run(out, alone)
+    assert main(line) == 0
+    assert "the run is finished; there is nothing to resume." in capsys.readouterr().out
+    check_same_run(out, alone)
+
+
+@pytest.mark.parametrize("score", [1, 2, 3])
+def test_a_signal_while_an_epoch_or_the_end_is_scored(toy, alone, tmp_path, monkeypatch, score):
+    """It is left at once, and no step is made again."""
+    out, calls, steps = tmp_path / "out", [], []
+    original = judge.Judge.retrieval
+
+    def retrieval(self, *args):
+        calls.append(0)
+        if len(calls) == score:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return original(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(judge.Judge, "retrieval", retrieval)
+        with pytest.raises(Interrupted, match=rf"SIGTERM at step {(4, 8, 8)[score - 1]}; go on with --resume auto"):
+            train("adapt", options(*toy, out, **OFFICIAL))
+    trained = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, batches: steps.append(0) or trained(self, batches))
+    train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
+    assert len(steps) == (4, 0, 0)[score - 1]
+    check_same_run(out, alone)
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    killed = []
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: killed.append(number))
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.Signals() as caught:
+        caught._caught(signal.SIGTERM, None)
+        assert (caught.number, killed) == (signal.SIGTERM, [])
+        caught._caught(signal.SIGTERM, None)
+        assert killed == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with signals.Signals(shared=True) as caught:
+        caught._caught(signal.SIGINT, None)
+        caught._caught(signal.SIGTERM, None)
+        assert len(killed) == 1, "torchrun passes on what this process has had"
+        caught._since -= 10
+        caught._caught(signal.SIGTERM, None)
+        assert len(killed) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+    for name in ("SIGKILL", "SIGNOTHING", "SIG_DFL", "9"):
+        with pytest.raises(FastidcError, match="name a signal that can be caught"):
+            signals.check_signal(name)
+    assert signals.check_signal("USR1") == signal.SIGUSR1
+
+
+def test_other_settings_are_refused_and_named(toy, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        kill_after(patched, 3)
+        with pytest.raises(runs.Killed):
+            train("adapt", options(*toy, out, save_every_steps=2, **OFFICIAL))
+    held = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def refused(**more) -> str:
+        with pytest.raises(FastidcError) as caught:
+            train(more.pop("stage", "adapt"), options(*more.pop("toy", toy), out, **{**OFFICIAL, "resume": "auto", **more}))
+        return str(caught.value)
+
+    assert "step-00000002: was written by a run with recipe lr 0.01, and this one has 0.02; resume with --lr 0.01, or begin" in refused(
+        lr=0.02
+    )
+    assert "with recipe batch_size 4, and this one has 6; resume with --batch-size 4" in refused(batch_size=6)
+    assert "with precision fp32, and this one has bf16; resume with --precision fp32" in refused(precision="bf16")
+    assert "with recipe steps None, and this one has 5; resume without --steps" in refused(steps=5)
+    assert "with stage adapt, and this one has finetune; resume with the command that it began with" in refused(stage="finetune")
+    assert "holds an interrupted run; go on with --resume auto, choose another --out, or add --overwrite" in refused(resume="none")
+    other = runs.worlds.clevr_tree(tmp_path / "other", {**runs.SPLITS, "train": [*range(8), 9]})
+    assert "with data train 9 scenes, fingerprint" in (said := refused(toy=(other, toy[1])))
+    assert "the data has changed: give the --data that it began with, or begin anew in another --out" in said
+    assert f"{tmp_path / 'none'}: holds no snapshot; --resume takes a snapshot" in refused(resume=str(tmp_path / "none"))
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == held
+    for wrong in ({"keep": 0}, {"save_every_steps": 0}, {"save_every_minutes": -1.0}, {"nonfinite_steps": 0}):
+        assert "must be at least" in refused(**wrong)
+    assert "--watchdog must be a number of seconds above 0" in refused(watchdog=0.0)
+
+
+def test_what_auto_begins_anew(toy, alone, tmp_path, monkeypatch):
+    """A folder that is not there, one that a run left before its first snapshot, one with nothing but a file that was being written."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        kill_after(patched, 1)
+        with pytest.raises(runs.Killed):
+            train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
+    assert not snapshot.found(out / "snapshots")
+    train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
+    check_same_run(out, alone)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(FastidcError, match="choose another --out"):
+            train("adapt", options(*toy, thesis, resume="auto", overwrite=overwrite, **OFFICIAL))
+    assert (thesis / "chapter.txt").exists()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.json.7.tmp").write_text("{")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun's second attempt goes on although nobody said so
+    with monkeypatch.context() as patched:
+        kill_after(patched, 2)
+        with pytest.raises(runs.Killed):
+            train("adapt", options(*toy, tmp_path / "killed", save_every_steps=1, **OFFICIAL))
+    train("adapt", options(*toy, tmp_path / "killed", **OFFICIAL))
+    check_same_run(tmp_path / "killed", alone)
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk(toy, alone, tmp_path, monkeypatch, capsys, policy):
+    """From the second snapshot on: the first stays whole. The run stops, or trains to its end."""
+    out, save = tmp_path / "out", snapshot._save_tensors
+
+    def full(file, tensors):
+        if "optimizer" in file.name and snapshot.found(out / "snapshots"):
+            raise OSError(28, "No space left on device")
+        save(file, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot, "_save_tensors", full)
+        how = options(*toy, out, save_every_steps=2, on_save_error=policy, **OFFICIAL)
+        if policy == "continue":
+            train("adapt", how)
+            assert "No space left on device" in (said := capsys.readouterr().out)
+            assert "Training goes on (--on-save-error continue)." in said
+        else:
+            with pytest.raises(FastidcError, match=r"cannot be written \(No space left on device\); the snapshots before it are whole"):
+                train("adapt", how)
+            assert snapshot.newest(out / "snapshots").state["step"] == 2
+            assert len(list((out / "snapshots").iterdir())) == 1
+    if policy == "stop":
+        train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
+    check_same_run(out, alone)
+
+
+def not_finite(monkeypatch, bad: set[int]) -> None:
+    """Those steps, counted over the life of the process, see an embedding that is no number."""
+    count, original = [0], Trainer.step
+
+    def step(self, batches):
+        count[0] += 1
+        if count[0] not in bad:
+            return original(self, batches)
+        p = self.model.pair_encoder.projection
+        hook = p.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+        try:
+            return original(self, batches)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def test_numbers_that_are_not_finite(toy, tmp_path, monkeypatch):
+    data, start = toy
+    with monkeypatch.context() as patched:
+        not_finite(patched, {3})
+        with pytest.raises(NotFiniteError, match="not finite at step 3"):
+            train("adapt", options(data, start, tmp_path / "stops", **OFFICIAL))
+    rollback = {"on_nonfinite": "rollback", "nonfinite_steps": 2, "save_every_steps": 1}
+    with monkeypatch.context() as patched:
+        not_finite(patched, {3})
+        train("adapt", options(data, start, tmp_path / "one", **OFFICIAL, **rollback))
+    rows = left(tmp_path / "one")["rows"]
+    assert [row.get("skipped") for row in rows] == [None, None, 1, *[None] * 5], "one is left out and counted"
+    assert "rollbacks" not in json.loads((tmp_path / "one" / "metrics.json").read_text())
+    with monkeypatch.context() as patched:
+        not_finite(patched, {5, 6})
+        train("adapt", options(data, start, tmp_path / "two", **OFFICIAL, **rollback))
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["rollbacks"] == [{"at": 6, "to": 4, "slowed": 0.5}]
+    after = left(tmp_path / "two")["rows"]
+    assert [row["step"] for row in after] == list(range(1, 9))
+    factor = [x["lr"][0] / y["lr"][0] for x, y in zip(after[1:], rows[1:], strict=True)]  # the first rate is 0
+    assert factor == pytest.approx([1.0] * 3 + [0.5] * 4)
+    assert all(row["loss"] is not None and row["grad_norm"] is not None for row in after)
+    assert check_ledger(tmp_path / "two" / "ledger.jsonl", 4, 4)["steps"] == 8
+    with monkeypatch.context() as patched:
+        not_finite(patched, set(range(1, 999)))
+        with pytest.raises(FastidcError, match="gone back 8 times already"):
+            train("adapt", options(data, start, tmp_path / "never", **OFFICIAL, **rollback))
+
+
+def test_a_spike_is_told_and_remembered(tmp_path):
+    spikes = Spikes()
+    draws = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
+    assert all(spikes.see(math.exp(0.1 * x)) is None for x in draws)
+    assert spikes.see(math.nan) is None
+    assert spikes.see(5.0) > 8
+    assert spikes.see(1.1) is None
+    path = tmp_path / "log.jsonl"
+    log = StepLog(path, spikes=True)
+    for step, x in enumerate(draws[:30], start=1):
+        log.add({"step": step, "lr": [0.0]}, torch.tensor(math.exp(0.1 * x)), torch.tensor(1.0))
+    log.close()
+    log = StepLog(path, spikes=True, keep=30)
+    log.add({"step": 31, "lr": [0.0]}, torch.tensor(9.0), torch.tensor(1.0))
+    log.close()
+    assert [step for step, _ in log.spikes] == [31], "it knows the losses from before"
+    assert "spike" in json.loads(path.read_text().splitlines()[-1])
+
+
+def test_rows_are_cut_where_a_run_goes_on(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1, "é": 1}\n{"step": 2}\n{"step": 3}\nnothing\n{"step": 2')
+    rows = Rows(path, keep=2)
+    rows.add({"step": 3, "new": True})
+    rows.close()
+    assert path.read_text() == '{"step": 1, "é": 1}\n{"step": 2}\n{"step": 3, "new": true}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rows: rows.pop(2), "line 3: step 4 follows step 2"),
+        (lambda rows: rows[1]["ids"].append("x"), "line 2: step 2 has 3 samples instead of 2"),
+        (lambda rows: rows[1].update(ids=rows[0]["ids"]), "line 2: sample 'a' was read in step 1 already"),
+        (lambda rows: rows[3].update(epoch=2), "line 4: epoch 2 follows epoch 0"),
+        (lambda rows: rows[2].update(epoch=1), "line 3: epoch 0 ended after 2 of 3 steps"),
+        (lambda rows: rows[3].update(epoch=0, ids=["p", "q"]), "line 4: sample 'p' is not in the training split"),
+        (lambda rows: rows[0].pop("ids"), "line 1 is no step of a ledger"),
+    ],
+)
+def test_a_ledger_that_proves_nothing(tmp_path, change, sentence):
+    def written(rows: list[dict]):
+        (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return check_ledger(tmp_path / "ledger.jsonl", 2, 3, "abcdef")
+
+    epochs = ["ab", "cd", "ef", "fa", "bc"]
+    rows = [{"step": i + 1, "epoch": i // 3, "ids": list(ids)} for i, ids in enumerate(epochs)]
+    assert written(rows) == {"steps": 5, "epochs": 2, "samples": 10}
+    change(rows)
+    with pytest.raises(FastidcError, match=sentence):
+        written(rows)
+
+
+def test_the_ledger_says_what_was_read(toy, tmp_path, monkeypatch):
+    """Not what was planned: a loader that gives a sample twice is found out."""
+    original = loaders.epoch_order
+    monkeypatch.setattr(loaders, "epoch_order", lambda *args: original(*args) // 2 * 2)
+    train("adapt", options(*toy, tmp_path / "out", **OFFICIAL))
+    with pytest.raises(FastidcError, match=r"was read in step \d already"):
+        check_ledger(tmp_path / "out" / "ledger.jsonl", 4, 4)
+
+
+def test_a_ledger_of_several_processes(tmp_path, monkeypatch):
+    """The parts lie rank after rank, those of a step together."""
+    monkeypatch.setattr(World, "gather_everywhere", lambda self, value: [value, [[f"{name}'" for name in ids] for ids in value]])
+    ledger = Ledger(tmp_path / "ledger.jsonl", ALONE, flush_every=2)
+    for step in (1, 2, 3):
+        ledger.add(step, 0, [f"{step}a", f"{step}b"])
+    ledger.close()
+    rows = [json.loads(line)["ids"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert rows == [[f"{step}a", f"{step}b", f"{step}a'", f"{step}b'"] for step in (1, 2, 3)]
+
+
+def test_a_watchdog_names_process_step_and_phase():
+    said = []
+    with Watchdog(0.1, World(1, 2), said.append) as dog:
+        for step in range(5):
+            dog.now("training", step)
+            time.sleep(0.01)
+        dog.now("reading", 7)
+        time.sleep(0.4)
+    assert 1 <= len(said) <= 3
+    assert said[0].startswith("watchdog: process 1 of 2 has been reading at step 7 for 0 s")
+    with Watchdog(None, ALONE, said.append) as dog:
+        assert dog._thread is None
+
+
+def test_one_process_agrees_with_itself():
+    noticed = [0, 0]
+    agreed = agreement.Agreement(ALONE, lambda: noticed)
+    assert agreed.read() == [0, 0]
+    noticed[1] = 3
+    agreed.tell()
+    assert agreed.read() == agreed.now() == [0, 3]
