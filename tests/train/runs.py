@@ -52,11 +52,13 @@ def options(data: Path, start: Path, out: Path, **more) -> TrainOptions:
     return TrainOptions(data=data, out=out, **{"init": str(start), **usual, **more})
 
 
-def kill_after(monkeypatch, step: int) -> None:
-    """The run in this process dies when that step and what belongs to it is done."""
+def kill_after(monkeypatch, step: int, before: bool = False) -> None:
+    """The run in this process dies when that step and what belongs to it is done; or ``before`` anything is written of it."""
     original = StageRun.on_step
 
     def on_step(self, made) -> None:
+        if made.number == step and before:
+            raise Killed
         original(self, made)
         if made.number == step:
             raise Killed

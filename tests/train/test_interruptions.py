@@ -287,6 +287,13 @@ def test_numbers_that_are_not_finite(toy, tmp_path, monkeypatch):
     assert factor == pytest.approx([1.0] * 3 + [0.5] * 4)
     assert all(row["loss"] is not None and row["grad_norm"] is not None for row in after)
     assert check_ledger(tmp_path / "two" / "ledger.jsonl", 4, 4)["steps"] == 8
+    with monkeypatch.context() as patched:  # killed after it went back: it knows
+        not_finite(patched, {5, 6})
+        kill_after(patched, 7)
+        with pytest.raises(runs.Killed):
+            train("adapt", options(data, start, tmp_path / "three", **OFFICIAL, **rollback))
+    train("adapt", options(data, start, tmp_path / "three", resume="auto", **OFFICIAL, **rollback))
+    check_same_run(tmp_path / "three", tmp_path / "two")
     with monkeypatch.context() as patched:
         not_finite(patched, set(range(1, 999)))
         with pytest.raises(FastidcError, match="gone back 8 times already"):

@@ -1,5 +1,6 @@
 """A run that is interrupted and goes on ends where one left alone ends, to the last bit."""
 
+import functools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 from runs import Killed, check_same_run, kill_after, left, options, train, world
 
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
@@ -20,6 +22,7 @@ from fastidc.cli import main
 from fastidc.evaluate import captions
 from fastidc.train import judge, snapshot
 from fastidc.train.ledger import check_ledger
+from fastidc.train.precision import Precision
 
 STEPS = 8
 OFFICIAL = {"preset": "clevr", "lr": 1e-2, "coef_lr": 0.1}
@@ -81,14 +84,41 @@ def test_at_every_step_of_captioning(toy, tmp_path, monkeypatch):
         ("adapt", {"preset": "tiny", "batch_size": 4}),  # Muon and AdamW, mirrored pairs
         ("adapt", {**OFFICIAL, "batch_size": 4, "accumulate": 2, "augment": "brightness=0.3,noise=4"}),
         ("adapt", {**OFFICIAL, "batch_size": 4, "micro_batch": 2}),
-        ("finetune", {**OFFICIAL, "precision": "fp16"}),  # its scale starts where steps are left out, and moves
         ("adapt", {**OFFICIAL, "batch_size": 4, "precision": "fp16-official"}),
         ("finetune", {"preset": "tiny", "precision": "bf16", "select": "last", "steps": 6, "epochs": None}),
     ],
-    ids=["muon", "accumulated", "chunks", "fp16", "fp16-official", "bf16"],
+    ids=["muon", "accumulated", "chunks", "fp16-official", "bf16"],
 )
 def test_every_way_to_train(toy, tmp_path, monkeypatch, stage, how):
     both(toy, tmp_path, monkeypatch, stage, [5], **how)
+
+
+def test_a_scaled_loss(toy, tmp_path, monkeypatch):
+    """The scale starts where steps are left out and moves every two steps; what was left out is counted on."""
+    scaler = functools.partial(torch.amp.GradScaler, "cpu", init_scale=2.0**22, growth_interval=2)
+    monkeypatch.setattr(Precision, "scaler", lambda self: scaler())
+    alone = both(toy, tmp_path, monkeypatch, "finetune", [4, 5, 6], **OFFICIAL, precision="fp16")
+    skipped = [row["step"] for row in left(alone)["rows"] if "skipped" in row]
+    assert skipped[0] < 4, "before the snapshots"
+    assert skipped[-1] > 5, "and after them"
+
+
+def test_a_snapshot_after_an_epochs_score(toy, tmp_path, monkeypatch):
+    """It goes on with the next epoch, and scores none twice."""
+    data, start = toy
+    how = {"data": data, "start": start, **OFFICIAL}
+    train("finetune", options(out=tmp_path / "alone", **how))
+    original, scored = judge.Judge.score, []
+    monkeypatch.setattr(judge.Judge, "score", lambda self, records: scored.append(0) or original(self, records))
+    with monkeypatch.context() as patched:
+        kill_after(patched, 5, before=True)
+        with pytest.raises(Killed):
+            train("finetune", options(out=tmp_path / "out", save_every_minutes=1e-9, **how))
+    state = snapshot.newest(tmp_path / "out" / "snapshots").state
+    assert (state["step"], state["epoch"], state["passed"]) == (4, 1, 0)
+    train("finetune", options(out=tmp_path / "out", resume="auto", **how))
+    assert len(scored) == 2
+    check_same_run(tmp_path / "out", tmp_path / "alone")
 
 
 def test_with_other_workers_and_another_loader(toy, tmp_path, monkeypatch):
