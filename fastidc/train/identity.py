@@ -1,4 +1,5 @@
-"""What has to be the same for a run to go on: what it computes and on which data; not how many processes, threads or which loader do so."""
+"""What a run is, and what of that has to be the same for it to go on: what it computes and on which data; not how many processes, threads or which
+loader do so."""
 
 import dataclasses
 import hashlib
@@ -6,6 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from fastidc.config import Preset, TrainOptions
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
 from fastidc.train.session import Session
@@ -76,3 +80,31 @@ def _way_out(field: str, saved: Any) -> str:
         flag = (name or group).replace("_", "-")
         return f"resume {'without' if saved is None else 'with'} --{flag}{'' if saved is None else f' {saved}'}, {anew}"
     return f"resume with the command that it began with, {anew}"
+
+
+def facts(options: TrainOptions, chosen: Preset, dataset: str, session: Session) -> dict[str, Any]:
+    """What config.json says of a run besides its model: how it was started and what is at work."""
+    return {
+        "stage": session.stage,
+        "preset": chosen.name,
+        "recipe": dataclasses.asdict(session.recipe),
+        "run": {
+            "data": str(options.data),
+            "loader": session.loader.images.name,
+            "dataset": dataset,
+            "images": None if options.images is None else str(options.images),
+            "empty": options.empty,
+            "quarantine": None if options.quarantine is None else str(options.quarantine),
+            "init": options.init,
+            "device": session.device.type,
+            "precision": session.precision.name,
+            "processes": session.world.size,
+            "fsdp": options.fsdp,
+            "step": {field.name: getattr(session.policy, field.name).active for field in dataclasses.fields(session.policy)},
+            "fp8_products": session.fp8_products,
+            "beams": options.beams,
+            "length_penalty": options.length_penalty,
+            "steps": session.total_steps,
+            "torch": torch.__version__,
+        },
+    }

@@ -1,12 +1,12 @@
 """When a run is saved, and what happens where that fails."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastidc.config import TrainOptions
 from fastidc.errors import FastidcError
-from fastidc.safety import Safety
 from fastidc.train import snapshot
 from fastidc.train.agreement import Agreement
 from fastidc.train.distributed import World
@@ -17,9 +17,9 @@ class Keeper:
     """Snapshots of a run in ``folder``, written beside it, and the signals that end it. Every process calls every method alike; the first one
     writes, and its clock decides."""
 
-    def __init__(self, folder: Path, safety: Safety, world: World, signals: Signals, say):
-        self.folder, self.safety, self.world, self.signals, self._say = folder, safety, world, signals, say
-        self._writer = snapshot.Writer(folder, safety.keep)
+    def __init__(self, folder: Path, options: TrainOptions, world: World, signals: Signals, say: Callable[[str], None]):
+        self.folder, self.options, self.world, self.signals, self._say = folder, options, world, signals, say
+        self._writer = snapshot.Writer(folder, options.keep)
         self._agreement = Agreement(world, self._noticed)
         self._saved_step = 0  # or where the run began
         self._begun: int | None = None  # the step of the last snapshot of this run
@@ -27,14 +27,14 @@ class Keeper:
         self.stopping = 0  # the signal at which all processes end
 
     def _noticed(self) -> tuple[int, int, int]:
-        minutes = self.safety.save_every_minutes
+        minutes = self.options.save_every_minutes
         late = self.world.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
         return self.signals.number, int(late), int(self._writer.failed)
 
     @property
     def saves(self) -> bool:
         """Whether anything is saved unasked."""
-        return self.safety.save_every_minutes > 0 or self.safety.save_every_steps is not None
+        return self.options.save_every_minutes > 0 or self.options.save_every_steps is not None
 
     def start_counting(self, step: int) -> None:
         """``step`` is where the run stands, and needs no snapshot of its own."""
@@ -47,7 +47,7 @@ class Keeper:
         self.stopping = self.stopping or number
         if failed:
             self._wait()
-        every = self.safety.save_every_steps
+        every = self.options.save_every_steps
         return bool(late) or (every is not None and step - self._saved_step >= every)
 
     def tell(self) -> None:
@@ -64,7 +64,7 @@ class Keeper:
         self._saved_at = time.monotonic()
         self._guarded(lambda: self._writer.start(step, tensors, state, None if best is None else snapshot.beside(self.folder, best)))
 
-    def _guarded(self, run) -> None:
+    def _guarded(self, run: Callable[[], None]) -> None:
         def attempt() -> None:
             try:
                 run()
@@ -77,7 +77,7 @@ class Keeper:
             try:
                 attempt()
             except FastidcError as error:
-                if self.safety.on_save_error == "stop":
+                if self.options.on_save_error == "stop":
                     raise
                 self._say(f"{error} Training goes on (--on-save-error continue).")
 

@@ -1,12 +1,10 @@
 """One stage of training with its folder: what is written when, what a signal ends and where it goes on."""
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from tqdm import tqdm
 
 from fastidc import checkpoint
@@ -18,6 +16,7 @@ from fastidc.train import progress, snapshot
 from fastidc.train.compiled import shown_in
 from fastidc.train.engine import Place, Step, fit
 from fastidc.train.final import score_test, write_about_change
+from fastidc.train.identity import facts
 from fastidc.train.keeper import Keeper
 from fastidc.train.ledger import LEDGER_FILE, Ledger
 from fastidc.train.progress import Progress
@@ -47,30 +46,7 @@ class StageRun:
         self.options, self.out, self.session, self.records, self.world = options, options.out, session, records, session.world
         self.identity, self.progress = identity, Progress()
         self.started = time.perf_counter()
-        self.facts = {
-            "stage": session.stage,
-            "preset": chosen.name,
-            "recipe": dataclasses.asdict(session.recipe),
-            "run": {
-                "data": str(options.data),
-                "loader": session.loader.images.name,
-                "dataset": dataset,
-                "images": None if options.images is None else str(options.images),
-                "empty": options.empty,
-                "quarantine": None if options.quarantine is None else str(options.quarantine),
-                "init": options.init,
-                "device": session.device.type,
-                "precision": session.precision.name,
-                "processes": self.world.size,
-                "fsdp": options.fsdp,
-                "step": {field.name: getattr(session.policy, field.name).active for field in dataclasses.fields(session.policy)},
-                "fp8_products": session.fp8_products,
-                "beams": options.beams,
-                "length_penalty": options.length_penalty,
-                "steps": session.total_steps,
-                "torch": torch.__version__,
-            },
-        }
+        self.facts = facts(options, chosen, dataset, session)
         self.scalars: Scalars | None = None
         self.scoring = False  # the model's weights are those of the kept epoch, not of the last step
         self.signals = Signals(options.preemption_signal, self.world.size > 1)
