@@ -94,7 +94,9 @@ def train(stage: Stage, options: TrainOptions) -> dict:
     before the folder is made. Interrupted where a signal ended the run, which ``options.resume`` continues; resuming a finished one returns its metrics."""
     check_safety(options)
     with processes(options.device) as (world, device):
-        metrics = world.on_main(lambda: finished_metrics(options.out, stage)) if wanted(options) == "auto" else None
+        # where a split is empty the last epoch is kept, whatever was asked for
+        asked = {field: getattr(options, field) for field in _RECIPE_OPTIONS if field != "select"}
+        metrics = world.on_main(lambda: finished_metrics(options.out, stage, asked)) if wanted(options) == "auto" else None
         if metrics is not None:
             if world.is_main:
                 tqdm.write(f"{options.out}: the run is finished; there is nothing to resume.")

@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastidc import checkpoint
 from fastidc.config import TrainOptions
@@ -41,13 +42,19 @@ def is_finished(out: Path) -> bool:
     return all((out / name).is_file() for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, METRICS_FILE))
 
 
-def finished_metrics(out: Path, stage: str) -> dict | None:
-    """The metrics of the finished run in ``out``, None where there is none; FastidcError where it is one of the other stage."""
+def finished_metrics(out: Path, stage: str, asked: Mapping[str, Any]) -> dict | None:
+    """The metrics of the finished run in ``out``, None where there is none; FastidcError where it is one of the other stage, or its recipe has
+    other values than those ``asked`` for, None being no value."""
     if not is_finished(out):
         return None
-    theirs = checkpoint.read_config(out).get("stage")
-    if theirs != stage:
-        raise FastidcError(f"{out}: holds a finished run of the stage {theirs!r}, and this is {stage!r}; choose another --out.")
+    config = checkpoint.read_config(out)
+    recipe = config.get("recipe") or {}
+    theirs, mine = {"stage": config.get("stage"), **recipe}, {"stage": stage, **{k: v for k, v in asked.items() if v is not None}}
+    for field, value in mine.items():
+        if theirs.get(field) != value:
+            raise FastidcError(
+                f"{out}: holds a finished run with {field} {theirs.get(field)}, and this one has {value}; choose another --out."
+            )
     shutil.rmtree(out / snapshot.FOLDER, ignore_errors=True)  # a kill may have come before
     return read_json(out / METRICS_FILE)
 

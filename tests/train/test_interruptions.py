@@ -186,6 +186,20 @@ def test_other_settings_are_refused_and_named(toy, tmp_path, monkeypatch):
     assert "--watchdog must be a number of seconds above 0" in refused(watchdog=0.0)
 
 
+@pytest.mark.parametrize(
+    ("stage", "more", "sentence"),
+    [
+        ("finetune", {}, "a finished run with stage adapt, and this one has finetune"),
+        ("adapt", {"lr": 0.5}, "with lr 0.01, and this one has 0.5"),
+    ],
+)
+def test_a_finished_run_is_not_another_one(toy, alone, stage, more, sentence):
+    before = left(alone)
+    with pytest.raises(FastidcError, match=f"{sentence}; choose another --out"):
+        train(stage, options(*toy, alone, resume="auto", **{**OFFICIAL, **more}))
+    assert left(alone) == before
+
+
 def test_what_auto_begins_anew(toy, alone, tmp_path, monkeypatch):
     """A folder that is not there, one that a run left before its first snapshot, one with nothing but a file that was being written."""
     out = tmp_path / "out"
