@@ -15,13 +15,13 @@ class Safety:
     keep: int = 2
     """Snapshots that stay, the newest ones. They lie in RUN/snapshots until the run is finished."""
     resume: str = "none"
-    """auto goes on from the newest whole snapshot in --out, and begins where there is none; a path names a snapshot or the run it is of. What
-    follows is what would have followed, to the last bit on a CPU. none refuses an --out that holds something."""
+    """auto goes on from the newest whole snapshot in --out and begins where there is none; none refuses an --out that holds something; a path
+    names a snapshot, or the run that it is of. On a CPU a run ends as if it had not been interrupted, to the last bit."""
     on_save_error: Literal["stop", "continue"] = "stop"
     """Where a snapshot cannot be written (a full disk): stop with exit code 2, or go on and try again at the next one."""
     on_nonfinite: Literal["stop", "rollback"] = "stop"
-    """Where a loss or its gradient is not finite: stop, or, after --nonfinite-steps in a row, go back to the last snapshot with half the rate.
-    Such a step never reaches the weights."""
+    """Where a loss or its gradient is not finite: stop, or, after --nonfinite-steps in a row, go back to the last snapshot with half the rate. Such
+    a step is left out; on a GPU Muon and AdamW cannot leave it out without --precision fp16, and no snapshot is taken after it."""
     nonfinite_steps: int = 3
     """With --on-nonfinite rollback: so many steps in a row that are not finite."""
     preemption_signal: str | None = None
