@@ -1,4 +1,8 @@
-"""What a user sets about interruptions and broken numbers. Standard library only."""
+"""What a user sets about interruptions and broken numbers. Standard library only.
+
+A run that goes on ends as if it had not been interrupted: on a CPU to the last bit. ``resume`` "auto" begins anew where there is no snapshot, "none"
+refuses an ``out`` that holds something, and a path is that of a snapshot, or of the run that it belongs to.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +19,7 @@ class Safety:
     keep: int = 2
     """Snapshots that stay, the newest ones. They lie in RUN/snapshots until the run is finished."""
     resume: str = "none"
-    """auto goes on from the newest whole snapshot in --out and begins where there is none; none refuses an --out that holds something; a path
-    names a snapshot, or the run that it is of. On a CPU a run ends as if it had not been interrupted, to the last bit."""
+    """auto goes on from the newest whole snapshot in --out, if any; or PATH."""
     on_save_error: Literal["stop", "continue"] = "stop"
     """Where a snapshot cannot be written (a full disk): stop with exit code 2, or go on and try again at the next one."""
     on_nonfinite: Literal["stop", "rollback"] = "stop"
