@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 from fastidc.commands import caption, check, data, evaluate, report, search, share, tools, train
-from fastidc.errors import FastidcError, LostPeerError
+from fastidc.errors import FastidcError, Interrupted, LostPeerError
 
 COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "render": data.render,
@@ -91,7 +91,7 @@ def _group(name: str, actions: Mapping[str, Callable], line: Sequence[str]) -> C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0, 1 where a command left something out and says so, 2 for bad input, 130 when interrupted)."""
+    """Entry point; returns the exit code (0, 1 where a command left something out and says so, 2 for bad input, 130 when interrupted, see `fastidc.errors.Interrupted`)."""
     import tyro
 
     line = list(sys.argv[1:] if argv is None else argv)
@@ -109,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, LostPeerError):  # of torchrun's processes one speaks
             print(f"fastidc: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fastidc: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("fastidc: interrupted.", file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastidc.errors import FastidcError
+from fastidc.safety import Safety
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -159,7 +160,7 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Safety):
     """What a user sets for one stage, on the command line or in Python; None leaves the preset's value."""
 
     data: Path

@@ -92,9 +92,9 @@ def _documented_parameters(run: Callable) -> dict[str, str]:
 
 @functools.cache
 def _documented_fields(kind: type) -> dict[str, str]:
-    """The strings that stand below a dataclass's fields, which Python itself does not keep."""
+    """The strings that stand below a dataclass's fields and those that it inherits, which Python itself does not keep."""
+    found = {name: text for base in kind.__bases__ if dataclasses.is_dataclass(base) for name, text in _documented_fields(base).items()}
     body = ast.parse(inspect.getsource(kind)).body[0].body
-    found = {}
     for field, text in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             found[field.target.id] = " ".join(str(text.value.value).split())

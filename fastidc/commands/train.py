@@ -45,7 +45,7 @@ def finetune(options: TrainOptions) -> None:
 
 # What --help shows of their many flags; --help-all shows them all.
 adapt.common = finetune.common = (
-    "data", "out", "init", "preset", "epochs", "batch_size", "lr", "seed", "device", "overwrite",
+    "data", "out", "init", "preset", "epochs", "batch_size", "lr", "seed", "device", "resume", "overwrite",
 )  # fmt: skip
 
 

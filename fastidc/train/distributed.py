@@ -1,7 +1,7 @@
 """One process or many: what torchrun set up, and the few things that processes tell each other outside a training step."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,6 +82,15 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """The first process's named tensors, on all of them, one after another on ``device``. All have to take them all."""
+        facts = self.broadcast(None if tensors is None else [(name, tuple(x.shape), x.dtype) for name, x in tensors.items()])
+        for name, shape, dtype in facts:
+            x = tensors[name].to(device) if self.is_main else torch.empty(shape, dtype=dtype, device=device)
+            if self.size > 1:
+                dist.broadcast(x, src=0)
+            yield name, x
 
     def on_main(self, run: Callable[[], T]) -> T:
         """``run()`` on the first process, its value on all. Its error is told to all of them, so that none waits for ever: a FastidcError is

@@ -1,19 +1,14 @@
 """One training step and the loop around it."""
 
 import ctypes
-import json
-import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fastidc import ops
 from fastidc.config import Recipe
 from fastidc.data.loaders import PairBatch, PairLoader
 from fastidc.data.random import generator
@@ -21,13 +16,12 @@ from fastidc.errors import FastidcError
 from fastidc.train import shards
 from fastidc.train.chunks import backward_in_chunks
 from fastidc.train.compiled import refusals_as_sentences
-from fastidc.train.distributed import ALONE, World
+from fastidc.train.distributed import World
 from fastidc.train.graphs import WARM_UP, WARM_UP_SHARED, StepGraphs, tensors_of
 from fastidc.train.objectives import Objective
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import Precision
 from fastidc.train.ready import Ready, make_ready
-from fastidc.train.scalars import Scalars
 
 
 def keep_freed_memory() -> None:
@@ -55,6 +49,7 @@ class Step:
     loss: Tensor  # of this process; the mean over the batches that made up the step
     grad_norm: Tensor  # before clipping
     pairs: int  # of all processes
+    ids: list[str]  # of the samples that this process has read for it
 
 
 class Trainer:
@@ -178,92 +173,12 @@ def _compress(dtype: torch.dtype) -> Callable:
     return default_hooks.bf16_compress_hook
 
 
-MOST_SKIPPED = 40  # in a row: the scaler has gone from 2^16 to 2^-24, and it was not the scale
+@dataclass(frozen=True)
+class Place:
+    """Where in the data a run stands: ``passed`` batches of ``epoch`` are behind. With any behind, its `fit` owes the epoch its ``on_epoch``."""
 
-
-class StepLog:
-    """One JSON line a step. Losses stay on the device until `flush`, so that logging makes no step wait.
-
-    With several processes the losses are their mean and the first process writes; all call `add` and `flush` alike. The line of a step whose
-    update was left out, because its gradient is not finite, has ``skipped``: how many there were up to it.
-    """
-
-    def __init__(self, path: Path, world: World = ALONE, *, flush_every: int = 50, keep: int = 0, scalars: Scalars | None = None):
-        self._file: TextIO | None = None
-        world.on_main(lambda: self._open(path, keep))
-        self._skipped = 0  # steps in a row
-        self._left_out = 0  # updates, in this process's time
-        self._waiting: list[tuple[dict, Tensor, Tensor]] = []
-        self._world, self._flush_every, self._scalars = world, flush_every, scalars
-        self.loss = math.nan
-
-    def _open(self, path: Path, keep: int) -> None:
-        """``keep``: steps of an earlier run that stay, where this one goes on after them."""
-        old = path.read_text(encoding="utf-8").splitlines() if keep and path.is_file() else []
-        self._file = path.open("w", encoding="utf-8")
-        for line in old:
-            with suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short
-                if json.loads(line)["step"] <= keep:
-                    self._file.write(line + "\n")
-
-    def add(self, facts: dict, loss: Tensor, grad_norm: Tensor) -> None:
-        self._waiting.append((facts, loss, grad_norm))
-        if len(self._waiting) >= self._flush_every:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits; FastidcError at the first loss that is not finite, and where an op met what it could not read."""
-        bad = self._write(together=True)
-        said = self._faults()
-        if bad is not None:
-            said.insert(
-                0,
-                f"the loss or its gradient is not finite at step {bad}; check the weights that it started from, or lower the learning rate.",
-            )
-        if said:
-            raise FastidcError(" ".join(said))
-
-    def _faults(self) -> list[str]:
-        """What any process's kernels found wrong, each sentence once, on all of them, so that none goes on alone."""
-        found: dict[str, int] = {}
-        for rank, sentences in enumerate(self._world.gather_everywhere(ops.take_faults())):
-            for sentence in sentences:
-                found.setdefault(sentence, rank)
-        return [sentence if self._world.size == 1 else f"Process {rank}: {sentence}" for sentence, rank in found.items()]
-
-    def _write(self, together: bool) -> int | None:
-        """Writes what waits; returns the first step that is not finite."""
-        if not self._waiting:
-            return None
-        losses = torch.stack([loss.float() for _, loss, _ in self._waiting])
-        norms = torch.stack([norm.float() for _, _, norm in self._waiting])
-        losses = self._world.mean(losses) if together else losses
-        bad = None
-        for (facts, _, _), loss, norm in zip(self._waiting, losses.tolist(), norms.tolist(), strict=True):
-            # the scaler's way: it left the step out, and halves its factor; but not for ever
-            skipped = math.isfinite(loss) and not math.isfinite(norm) and facts.get("scaled", False)
-            self._skipped = self._skipped + 1 if skipped else 0
-            finite = math.isfinite(loss) and (math.isfinite(norm) or 0 < self._skipped < MOST_SKIPPED)
-            bad = bad or (None if finite else facts["step"])
-            row = {**facts, "loss": loss if math.isfinite(loss) else None, "grad_norm": norm if math.isfinite(norm) else None}
-            if not math.isfinite(norm):
-                self._left_out += 1
-                row["skipped"] = self._left_out
-            if self._file is not None:
-                self._file.write(json.dumps(row) + "\n")
-            if self._scalars is not None and finite:
-                self._scalars.add({"loss": loss, "grad_norm": norm, "lr": max(facts["lr"])}, facts["step"], "train")
-            self.loss = loss
-        if self._file is not None:
-            self._file.flush()
-        self._waiting.clear()
-        return bad
-
-    def close(self) -> None:
-        """Also after an interrupt: every step that ran is in the file."""
-        self._write(together=False)
-        if self._file is not None:
-            self._file.close()
+    epoch: int = 0
+    passed: int = 0
 
 
 def fit(
@@ -272,29 +187,50 @@ def fit(
     recipe: Recipe,
     *,
     total_steps: int,
-    first_epoch: int = 0,
+    begin: Place = Place(),
+    ready: Callable[[], None] = lambda: None,
     on_step: Callable[[Step], None],
     on_epoch: Callable[[int], bool],
+    until: Callable[[], bool] = lambda: False,
+    now: Callable[[str], None] = lambda phase: None,
 ) -> None:
     """Trains until the optimiser has made ``total_steps``; ``on_epoch(epoch)`` follows every epoch that trained, also the last one if it
-    was cut short, and ends training by returning True. Batches of an epoch that do not fill a step are left out, as officially."""
-    optimizer, epoch = trainer.optimizer, first_epoch
-    while optimizer.steps < total_steps:
+    was cut short, and ends training by returning True. Batches of an epoch that do not fill a step are left out, as officially.
+
+    begin: where a run goes on, and ``ready`` is called when the generators of that epoch's dropout are set, to put them where they were. until:
+    asked after every step, ends training there and then. now: hears what is going on.
+    """
+    optimizer, epoch, passed = trainer.optimizer, begin.epoch, begin.passed
+    while optimizer.steps < total_steps or passed:
         trainer.model.train()
         # Dropout is a function of the seed, the epoch and the process, so a run that resumes at an epoch draws what it would have drawn.
         torch.manual_seed(int(generator(recipe.seed, "dropout", epoch, trainer.world.rank).integers(2**63)))
+        if passed:
+            ready()
         batches: list[PairBatch] = []
-        for passed, batch in enumerate(loader.epoch(epoch), start=1):
-            batches.append(batch)
-            if len(batches) < recipe.accumulate:
-                continue
-            lrs = optimizer.lrs
-            loss, norm = trainer.step(batches)
-            pairs = sum(b.images.shape[0] * (b.images.shape[1] - 1) for b in batches) * trainer.world.size
-            batches = []
-            on_step(Step(optimizer.steps, epoch, passed, lrs, loss, norm, pairs))
-            if optimizer.steps == total_steps:
-                break
+        now("reading")
+        with closing(loader.epoch(epoch, passed) if optimizer.steps < total_steps else _nothing()) as stream:
+            for batch in stream:
+                batches.append(batch)
+                passed += 1
+                if len(batches) < recipe.accumulate:
+                    continue
+                now("training")
+                lrs = optimizer.lrs
+                loss, norm = trainer.step(batches)
+                pairs = sum(b.images.shape[0] * (b.images.shape[1] - 1) for b in batches) * trainer.world.size
+                ids = [name for b in batches for name in b.ids]
+                batches = []
+                on_step(Step(optimizer.steps, epoch, passed, lrs, loss, norm, pairs, ids))
+                if until():
+                    return
+                if optimizer.steps == total_steps:
+                    break
+                now("reading")
         if on_epoch(epoch):
             return
-        epoch += 1
+        epoch, passed = epoch + 1, 0
+
+
+def _nothing() -> Iterator[PairBatch]:
+    yield from ()

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from fastidc import checkpoint
 from fastidc.train.compiled import shown_in
-from fastidc.train.engine import Step, StepLog, fit
+from fastidc.train.engine import Place, Step, fit
 from fastidc.train.examiner import Examiner
 from fastidc.train.resume import Resumed, Selection, digest, model_file, run_facts, save_optimizer
 from fastidc.train.scalars import Scalars
 from fastidc.train.session import Session
+from fastidc.train.steplog import StepLog
 
 
 class Training:
@@ -62,7 +63,7 @@ class Training:
                     session.loader,
                     session.recipe,
                     total_steps=session.total_steps,
-                    first_epoch=self.first_epoch,
+                    begin=Place(self.first_epoch),
                     on_step=self.on_step,
                     on_epoch=self.on_epoch,
                 )

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -170,6 +170,7 @@ class Optimizer:
         self.sharded = shards.is_sharded(model)
         self.factor = schedule(recipe, total_steps)
         self.steps = 0
+        self.slowed = 1.0  # what every rate is multiplied by: halved where a run goes back to an earlier step
         self.inner = build_optimizers(groups, recipe)
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self.param_groups = [group for inner in self.inner for group in inner.param_groups]
@@ -180,7 +181,7 @@ class Optimizer:
     @property
     def lrs(self) -> list[float]:
         """Rates of the next step, group by group."""
-        return [lr * self.factor(self.steps) for lr in self.base_lrs]
+        return [lr * self.factor(self.steps) * self.slowed for lr in self.base_lrs]
 
     def step(self) -> Tensor:
         """Updates from the gradients that are there and clears them; returns the global gradient norm before clipping.
@@ -234,6 +235,27 @@ class Optimizer:
             self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         return norm
 
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """("name of the parameter/name of the moment", tensor) of all that the inner optimisers remember, by name rather than by place."""
+        for inner in self.inner:
+            for group in inner.param_groups:
+                for name, p in zip(group["names"], group["params"], strict=True):
+                    yield from ((f"{name}/{key}", value) for key, value in inner.state.get(p, {}).items())
+
+    def state_of(self, moments: Mapping[str, Tensor], steps: int, scaler: dict) -> dict:
+        """What `load_state_dict` takes, of what `moments` gave, in this optimiser's groups and with its constants."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for path, value in moments.items():
+            name, _, key = path.rpartition("/")
+            by_name.setdefault(name, {})[key] = value
+        inners = []
+        for inner in self.inner:
+            names = [name for group in inner.param_groups for name in group["names"]]
+            state = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
+            # an optimiser whose every step was left out has no moments yet
+            inners.append({"state": state, "param_groups": inner.state_dict()["param_groups"], "untouched": not state})
+        return {"steps": steps, "inner": inners, "scaler": scaler}
+
     def state_dict(self) -> dict:
         """Everything that the next step depends on besides weights and gradients; tensors, numbers and names only."""
         return {"steps": self.steps, "inner": [inner.state_dict() for inner in self.inner], "scaler": self.scaler.state_dict()}
@@ -251,7 +273,7 @@ class Optimizer:
             if bool(state["scaler"]) != self.scaler.is_enabled():
                 raise FastidcError(f"{source}: it was written with another --precision, as far as loss scaling goes; resume with the same.")
             for inner, saved in zip(self.inner, state["inner"], strict=True):
-                _check_moments(inner, saved["state"], state["steps"], source)
+                _check_moments(inner, saved["state"], 0 if saved.get("untouched") else state["steps"], source)
                 inner.load_state_dict(saved)
             self.loaded += 1
             if state["scaler"]:

@@ -18,13 +18,14 @@ def check_tensorboard() -> None:
 
 
 class Scalars:
-    """Writes numbers by step into ``folder``, where ``tensorboard --logdir`` finds them; a context manager."""
+    """Writes numbers by step into ``folder``, where ``tensorboard --logdir`` finds them; a context manager. after: the step from which a run goes
+    on; what it had written of later ones is not shown."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, after: int = 0):
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
 
     def add(self, values: Mapping[str, float], step: int, group: str) -> None:
         """Numbers of one step, shown under ``group``/name; what is no number is left out."""

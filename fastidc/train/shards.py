@@ -46,16 +46,25 @@ def shard(model: nn.Module, world: World, device: torch.device) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(_is_part(p) for p in model.parameters())
+    return any(is_part(p) for p in model.parameters())
 
 
-def _is_part(x: Tensor) -> bool:
+def is_part(x: Tensor) -> bool:
     return hasattr(x, "to_local")  # a DTensor, without importing what makes one
+
+
+def like(whole: Tensor, p: Tensor) -> Tensor:
+    """``whole``, which every process has, shared out as ``p`` is; itself where p is whole."""
+    if not is_part(p):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
 
 
 def local(x: Tensor) -> Tensor:
     """This process's part of x, or x itself where it is whole; the same memory."""
-    return x.to_local() if _is_part(x) else x
+    return x.to_local() if is_part(x) else x
 
 
 @contextmanager
@@ -71,7 +80,7 @@ def gradients_stay(model: nn.Module) -> Iterator[None]:
 def average_the_rest(model: nn.Module, world: World) -> None:
     """Averages over processes the gradients that fully_shard does not know of."""
     for p in model.parameters():
-        if p.grad is not None and not _is_part(p):
+        if p.grad is not None and not is_part(p):
             world.mean(p.grad)
 
 
@@ -80,8 +89,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """`torch.nn.utils.clip_grad_norm_` over parameters of which each process has a part: scales the gradients to a global norm of at most
     ``max_norm`` and returns the norm that they had, the same on every process."""
     parameters = [p for p in parameters if p.grad is not None]
-    parts = [local(p.grad) for p in parameters if _is_part(p)]
-    wholes = [p.grad for p in parameters if not _is_part(p)]
+    parts = [local(p.grad) for p in parameters if is_part(p)]
+    wholes = [p.grad for p in parameters if not is_part(p)]
 
     def square(tensors: list[Tensor]) -> Tensor:
         return torch.stack([n.double() for n in torch._foreach_norm(tensors)]).square().sum()
@@ -100,4 +109,4 @@ def copy_whole(model: nn.Module, into: nn.Module) -> None:
     """Copies the parameters that all processes hold together into ``into``, an unsharded model of the same shape, on every process."""
     whole = dict(into.named_parameters())
     for name, p in model.named_parameters():
-        whole[name].copy_(p.full_tensor() if _is_part(p) else p)
+        whole[name].copy_(p.full_tensor() if is_part(p) else p)

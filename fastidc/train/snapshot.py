@@ -1,7 +1,7 @@
 """Snapshots on the disk: folders that are whole or are none, and are known to be what was written.
 
     RUN/snapshots/step-00000120/
-        weights.safetensors  optimizer.safetensors  random.safetensors  state.json
+        weights.safetensors  optimizer.safetensors  random.safetensors  best.safetensors  state.json
         manifest.json        size and SHA-256 of each, written last
 
 A snapshot is written into a folder aside, brought to the disk, and renamed. A kill at any moment leaves the earlier ones as they were and a
@@ -30,10 +30,12 @@ from fastidc.files import sync_folder
 FOLDER = "snapshots"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+BEST = "best.safetensors"  # the weights of the best epoch so far, as RUN/model.safetensors had them
 FORMAT, VERSION = "fastidc snapshot", 1
 LARGEST_JSON = 64 << 20  # bytes that a manifest or a state may have: more is no snapshot of ours
 _NAME = re.compile(r"step-(\d{8,})")
 _ASIDE = ".snapshot-"
+_OLD = f"{_ASIDE}old-"  # and the name of the snapshot that one of the same step is about to replace
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
@@ -47,25 +49,41 @@ class Snapshot:
     state: dict[str, Any]
 
 
+def beside(folder: Path, file: Path) -> Path:
+    """``file`` as it is now under a name in ``folder``, for `write` to take: the same bytes on the disk where it can be, or a copy. Whoever replaces
+    ``file`` later leaves this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_ASIDE}best-{secrets.token_hex(4)}"
+    try:
+        os.link(file, path)
+    except OSError:  # a file system without links
+        shutil.copyfile(file, path)
+    return path
+
+
 def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], best: Path | None = None) -> Path:
     """Writes the snapshot of ``step`` into ``folder`` (RUN/snapshots); returns its path. tensors: name of a file without its ending -> its tensors,
-    on the CPU, contiguous, none a view of another. One of the same step is replaced. FastidcError where the disk refuses; nothing is then left."""
+    on the CPU, contiguous, none a view of another. best: a file of `beside`, which moves into the snapshot. One of the same step is replaced.
+    FastidcError where the disk refuses; nothing is then left."""
     path = folder / name_of(step)
     aside = folder / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         aside.mkdir(parents=True)
         for name, values in tensors.items():
             _save_tensors(aside / f"{name}.safetensors", values)
+        if best is not None:
+            best.rename(aside / BEST)
         _save_bytes(aside / STATE, _json(state))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": digest(p)} for p in sorted(aside.iterdir())}
         _save_bytes(aside / MANIFEST, _json({"format": FORMAT, "version": VERSION, "step": step, "files": files}))
         sync_folder(aside)
-        if path.exists():
-            path.rename(folder / f"{_ASIDE}old-{secrets.token_hex(4)}")
+        shutil.rmtree(folder / f"{_OLD}{path.name}", ignore_errors=True)
+        if path.exists():  # see `_recover`
+            path.rename(folder / f"{_OLD}{path.name}")
         aside.rename(path)
         sync_folder(folder)
     except OSError as error:
@@ -74,8 +92,9 @@ def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in folder.glob(f"{_ASIDE}old-*"):
-        shutil.rmtree(old, ignore_errors=True)
+        if best is not None:
+            best.unlink(missing_ok=True)
+    shutil.rmtree(folder / f"{_OLD}{path.name}", ignore_errors=True)
     return path
 
 
@@ -95,7 +114,8 @@ def read(path: Path) -> Snapshot:
         raise _damaged(path, f"{MANIFEST} names no {STATE}")
     for name, facts in files.items():
         _check_file(path, name, facts)
-    tensors = {name.removesuffix(".safetensors"): _load_tensors(path / name, path) for name in files if name.endswith(".safetensors")}
+    named = [name for name in files if name.endswith(".safetensors") and name != BEST]
+    tensors = {name.removesuffix(".safetensors"): _load_tensors(path / name, path) for name in named}
     return Snapshot(path, tensors, _read_json(path / STATE, path))
 
 
@@ -109,6 +129,7 @@ def found(folder: Path) -> list[Path]:
 
 def newest(folder: Path, say: Callable[[str], None] = lambda sentence: None) -> Snapshot | None:
     """The newest snapshot in ``folder`` that verifies, or None; ``say`` hears of each that does not and is passed over."""
+    _recover(folder)
     for path in found(folder):
         try:
             return read(path)
@@ -117,10 +138,27 @@ def newest(folder: Path, say: Callable[[str], None] = lambda sentence: None) -> 
     return None
 
 
+def _recover(folder: Path) -> None:
+    """Gives back its name to a snapshot that a kill kept from being replaced."""
+    for path in folder.glob(f"{_OLD}*") if folder.is_dir() else ():
+        name = path.name.removeprefix(_OLD)
+        with suppress(OSError):
+            if not (folder / name).exists():
+                path.rename(folder / name)
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Renames snapshots of later steps than ``after``, which a run passed over: they are neither counted nor found any more, but still there."""
+    for path in found(folder):
+        if int(path.name.removeprefix("step-")) > after:
+            with suppress(OSError):
+                path.rename(folder / f"passed-over-{path.name}-{secrets.token_hex(2)}")
+
+
 def prune(folder: Path, keep: int) -> None:
     """Leaves the ``keep`` newest snapshots. One that cannot be taken away stays, and training goes on."""
     for path in found(folder)[keep:]:
-        gone = folder / f"{_ASIDE}old-{secrets.token_hex(4)}"  # under its own name half of it could be taken for a snapshot
+        gone = folder / f"{_ASIDE}gone-{secrets.token_hex(4)}"  # under its own name half of it could be taken for a snapshot
         with suppress(OSError):
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -129,7 +167,11 @@ def prune(folder: Path, keep: int) -> None:
 def sweep(folder: Path) -> None:
     """Takes away what earlier runs left half-written; for the one process that writes here."""
     for path in folder.glob(f"{_ASIDE}*") if folder.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 class Writer:
@@ -140,19 +182,26 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: FastidcError | None = None
 
-    def start(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    def start(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: Path | None = None) -> None:
         """Takes over ``tensors``, which nobody may change from now on. Waits for the one before; FastidcError where that one failed."""
         self.wait()
 
         def work() -> None:
             try:
-                self.written(write(self.folder, step, tensors, state))
+                self.written(write(self.folder, step, tensors, state, best))
                 prune(self.folder, self.keep)
             except FastidcError as error:
                 self._error = error
+            except Exception as error:  # in a thread it would be lost
+                self._error = FastidcError(f"{self.folder / name_of(step)} cannot be written ({type(error).__name__}: {error}).")
 
         self._thread = threading.Thread(target=work, name="snapshot")
         self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last one has failed and nobody has been told."""
+        return self._error is not None
 
     @property
     def busy(self) -> bool:

@@ -41,7 +41,7 @@ def tuned(data, adapted, tmp_path_factory):
 
 
 def test_adapt_leaves_a_whole_run(adapted):
-    assert sorted(p.name for p in adapted.iterdir()) == ["config.json", "log.jsonl", "metrics.json", "model.safetensors"]
+    assert sorted(p.name for p in adapted.iterdir()) == ["config.json", "ledger.jsonl", "log.jsonl", "metrics.json", "model.safetensors"]
     config = json.loads((adapted / "config.json").read_text())
     assert config["preset"] == "tiny"
     assert config["recipe"]["batch_size"] == 4
@@ -57,7 +57,7 @@ def test_adapt_leaves_a_whole_run(adapted):
 
 
 def test_finetune_leaves_a_whole_run(tuned, adapted):
-    names = {"config.json", "hyp_test.json", "log.jsonl", "metrics.json", "model.safetensors", "references.json"}
+    names = {"config.json", "hyp_test.json", "ledger.jsonl", "log.jsonl", "metrics.json", "model.safetensors", "references.json"}
     assert {p.name for p in tuned.iterdir()} == names | {"no_change.json", "change_val.json", "change_test.json"}
     assert all(0 <= p <= 1 for p in json.loads((tuned / "change_test.json").read_text()).values())
     config = json.loads((tuned / "config.json").read_text())

@@ -14,8 +14,8 @@ from fastidc import ops
 from fastidc.config import TrainOptions
 from fastidc.train import judge
 from fastidc.train.distributed import World, processes
-from fastidc.train.engine import StepLog
 from fastidc.train.run import train
+from fastidc.train.steplog import StepLog
 
 SHORT = {"preset": "clevr", "batch_size": 8, "lr": 1e-3, "coef_lr": 1e-2, "precision": "fp32", "device": "cpu", "seed": 3, "workers": 1}
 

@@ -14,8 +14,8 @@ from fastidc.config import PRESETS
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.reference import bert_adam
-from fastidc.train.engine import StepLog
 from fastidc.train.optim import MAX_LOGIT_SCALE, Optimizer, parameter_groups, schedule
+from fastidc.train.steplog import StepLog
 
 CONFIG = worlds.SMALL.replace(head_dim=64, vision_width=128)
 OFFICIAL = list(worlds.official_state(CONFIG, "caption"))

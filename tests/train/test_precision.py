@@ -14,10 +14,10 @@ from fastidc import checkpoint, ops
 from fastidc.config import PRESETS, TrainOptions
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
-from fastidc.train.engine import MOST_SKIPPED, StepLog
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import PRECISIONS, Precision, choose_precision
 from fastidc.train.run import train
+from fastidc.train.steplog import MOST_SKIPPED, StepLog
 
 CONFIG = worlds.SMALL.replace(head_dim=64, vision_width=128)
 

@@ -198,6 +198,48 @@ def test_what_is_staged_is_nobodys_view():
     assert torch.equal(copies["b"], torch.arange(4.0))
 
 
+def test_a_kill_while_one_takes_the_place_of_another(tmp_path):
+    """Between the two renames there is none under its name; the earlier one gets it back."""
+    path = snapshot.write(tmp_path, 3, tensors(), STATE)
+    path.rename(tmp_path / f".snapshot-old-{path.name}")
+    (tmp_path / ".snapshot-17-abcd").mkdir()
+    assert same(snapshot.newest(tmp_path).tensors, tensors())
+    snapshot.write(tmp_path, 3, tensors(1), STATE)
+    snapshot.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert same(snapshot.newest(tmp_path).tensors, tensors(1))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_weights_are_those_of_the_moment(tmp_path, monkeypatch, links):
+    """Although the file is replaced before the snapshot is written; and their bytes are verified like all others."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    model, folder = tmp_path / "model.safetensors", tmp_path / "snapshots"
+    model.write_bytes(b"the best so far")
+    taken = snapshot.beside(folder, model)
+    (tmp_path / "new").write_bytes(b"a better one")
+    (tmp_path / "new").replace(model)
+    path = snapshot.write(folder, 3, tensors(), STATE, taken)
+    assert (path / "best.safetensors").read_bytes() == b"the best so far"
+    assert same(snapshot.read(path).tensors, tensors()), "not one of its tensors"
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    (path / "best.safetensors").write_bytes(b"the best so fat")
+    with pytest.raises(FastidcError, match="does not have its checksum"):
+        snapshot.read(path)
+    snapshot.beside(folder, model)
+    snapshot.sweep(folder)
+    assert [p.name for p in folder.iterdir()] == [path.name]
+
+
+def test_what_was_passed_over_is_set_aside(tmp_path):
+    for step in (5, 99_999_999, 123_456_789):
+        snapshot.write(tmp_path, step, tensors(), STATE)
+    snapshot.set_aside(tmp_path, 5)
+    assert [p.name for p in snapshot.found(tmp_path)] == ["step-00000005"]
+    assert len(list(tmp_path.glob("passed-over-step-*"))) == 2
+
+
 _WRITE_FOR_EVER = """
 import sys, itertools, torch
 from pathlib import Path
