@@ -326,3 +326,8 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise FastidcError(f"unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}.")
     return PRESETS[name]
+
+
+def penalty_of(beams: int, length_penalty: float | None = None) -> float:
+    """The length penalty of describing with ``beams``: 0.7 where none is given, for without one short captions win; one beam has no choice."""
+    return (0.7 if beams > 1 else 0.0) if length_penalty is None else length_penalty

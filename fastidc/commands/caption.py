@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from fastidc.config import penalty_of
 from fastidc.errors import FastidcError
 
 _STREAM = "-"
@@ -17,7 +18,7 @@ def caption(
     *,
     model: str | None = None,
     beams: int = 3,
-    length_penalty: float = 0.7,
+    length_penalty: float | None = None,
     json: bool = False,
     figure: Path | None = None,
     out: Path | None = None,
@@ -38,7 +39,7 @@ def caption(
         after: AFTER, the other image.
         model: Fine-tuned run; else $FASTIDC_MODEL or runs/demo/finetune.
         beams: Captions running at once; 1 is greedy.
-        length_penalty: Above 0 favours longer captions.
+        length_penalty: Of beams, 0.7 by default; favours longer ones.
         json: One pair: print a row of JSON.
         figure: One pair: draw it into this file, with attention maps.
         out: Many: write here; rows that are there are kept and gone on after.
@@ -52,14 +53,14 @@ def caption(
         for flag, value in (("--figure", figure), ("--json", json)):
             if value:
                 raise FastidcError(f"{flag} belongs to one pair, BEFORE AFTER; rows of many pairs are JSON anyway.")
-        how = {"beams": beams, "length_penalty": length_penalty}
+        how = {"beams": beams, "length_penalty": penalty_of(beams, length_penalty)}
         return _many(before, out, split, images, batch_size, workers, how, _maker(model, device, how, tell=True))
     if after is None:
         raise FastidcError(f"{before}: is alone; give BEFORE and AFTER, or a folder, a table or - for many pairs.")
     for flag, value in (("--out", out), ("--images", images), ("--split", None if split == "all" else split)):
         if value is not None:
             raise FastidcError(f"{flag} belongs to many pairs, a folder, a table or -; leave it out for one.")
-    how = {"beams": beams, "length_penalty": length_penalty}
+    how = {"beams": beams, "length_penalty": penalty_of(beams, length_penalty)}
     return _one(before, after, json, figure, _maker(model, device, how, tell=json))
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from fastidc.config import penalty_of
 from fastidc.describe.description import Description
 from fastidc.describe.loading import Precision, default_model, load
 from fastidc.describe.no_change import NO_CHANGE_FILE, NoChange, Sentences, change_probability, sentence_log_probs
 from fastidc.describe.pixels import Batch, Image, batches
 from fastidc.errors import FastidcError
-
-LENGTH_PENALTY = 0.7
 
 
 class Describer:
@@ -36,7 +35,7 @@ class Describer:
         self.ready = load(default_model("caption") if model is None else model, device, precision, max_words)
         self.ready.check_captioner()
         self.beams = beams
-        self.length_penalty = (LENGTH_PENALTY if beams > 1 else 0.0) if length_penalty is None else length_penalty
+        self.length_penalty = penalty_of(beams, length_penalty)
         self.ready.model.check_decoding(1, self.ready.max_words, beams, self.length_penalty)
         self.no_change = self.ready.no_change if no_change is None else no_change
         self.p_change_reason: str | None = None

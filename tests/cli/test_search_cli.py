@@ -112,6 +112,15 @@ def test_a_bad_image_is_left_out(run, tmp_path, capsys):
     assert sorted(row["id"] for row in json.loads(capsys.readouterr().out)) == ["0", "2"]
 
 
+def test_a_bad_row_is_left_out(run, folder, capsys):
+    (folder / "t.csv").write_text("id,before,after\na,0.png,0_2.png\nb,1.png\nc,2.png,2_2.png\n")
+    assert search(QUERY, "--pairs", folder / "t.csv", "--model", run, "--json") == 1
+    shown = capsys.readouterr()
+    assert sorted(row["id"] for row in json.loads(shown.out)) == ["a", "c"]
+    assert f"line 3 is left out: {folder / 't.csv'}: line 3 has 2 cells" in shown.err
+    assert "1 pairs are left out" in shown.err
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
@@ -128,6 +137,7 @@ def test_a_bad_image_is_left_out(run, tmp_path, capsys):
         (["x", "--pairs", "{0}/absent"], "no such data folder"),
         (["--before", "{0}/0.png", "--after", "{0}/1.png", "--captions", "{0}/absent.txt"], "no such file of captions"),
         (["--before", "{0}/0.png", "--after", "{0}/absent.png", "--captions", "{1}"], "absent.png: no such image"),
+        (["--before", "{0}/0.png", "--after", "{0}", "--captions", "{1}"], "is a folder; name an image in it"),
         (["--before", "{0}/0.png", "--after", "{0}/1.png", "--captions", "{2}"], "field '[]'"),
     ],
 )

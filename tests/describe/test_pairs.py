@@ -8,7 +8,7 @@ from describe.cases import image_pairs
 
 from fastidc import FastidcError
 from fastidc.data.records import load_records
-from fastidc.describe.pairs import Pair, read_pairs, stream_pairs
+from fastidc.describe.pairs import BadRow, Pair, read_pairs, stream_pairs
 
 
 def of_records(records):
@@ -93,11 +93,10 @@ def test_a_data_set_has_its_splits_and_distractors(tmp_path):
         ("t.csv", "before,after,after\n", "twice"),
         ("t.csv", "before,after\n", "has no pairs"),
         ("t.csv", "before,after\na,b,c\n", "line 2 has 3 cells"),
-        ("t.csv", "before,after\na,b\n,b\n", "line 3, field 'before' is empty"),
-        ("t.csv", "id,before,after\nx,a,b\nx,a,c\n", "line 3: id 'x'"),
-        ("t.csv", "id,before,after\nx,a,b\n,c,d\n", "line 3, field 'id' is empty"),
+        ("t.csv", b"before,\xff\xfe\na,b\n", "line 1 cannot be read as UTF-8"),
+        ("t.csv", 'before,after\na,b\n"a,b\n', "quotes"),
         ("t.csv", "before,after,split\na,b,later\n", "split"),
-        ("t.jsonl", '{"before": "a", "after": "b"}\n{"before": "a"}\n', "line 2 has no field 'after'"),
+        ("t.jsonl", '{"before": "a"}\n{"before": "b"}\n', "line 1 has no field 'after'"),
         ("t.jsonl", '{"before": "a", "after": ["b"]}\n', "line 1, field 'after' must be text"),
         ("t.jsonl", "[1]\n", "line 1 must be an object"),
         ("t.jsonl", "{\n", "line 1 cannot be read as JSON"),
@@ -111,6 +110,37 @@ def test_a_wrong_table_is_a_sentence_with_file_and_line(tmp_path, name, text, se
         read_pairs(path, "train" if "split" in str(text) else "all")
     assert str(error.value).startswith(str(path))
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "called", "sentence"),
+    [
+        ("t.csv", "before,after\na,b\n,b\nc,d\n", "line 3", "line 3, field 'before' is empty"),
+        ("t.csv", "before,after\na,b\nb\nc,d\n", "line 3", "line 3 has 1 cells"),
+        ("t.csv", b"before,after\na,b\n\xe9,b\nc,d\n", "line 3", "line 3 cannot be read as UTF-8"),
+        ("t.csv", "id,before,after\nx,a,b\nz,a,\ny,c,d\n", "z", "line 3, field 'after' is empty"),
+        ("t.csv", "id,before,after\nx,a,b\nx,a,c\ny,c,d\n", "line 3", "line 3: id 'x' stands above with other images"),
+        ("t.csv", "id,before,after\nx,a,b\n,e,f\ny,c,d\n", "line 3", "line 3, field 'id' is empty"),
+        ("t.jsonl", '{"before": "a", "after": "b"}\n{"before": "a"}\n{"before": "c", "after": "d"}\n', "line 2", "has no field 'after'"),
+        ("t.jsonl", '{"before": "a", "after": "b"}\n\n{\n{"before": "c", "after": "d"}\n', "line 3", "line 3 cannot be read as JSON"),
+        ("t.jsonl", b'{"before": "a", "after": "b"}\n\xff\n{"before": "c", "after": "d"}\n', "line 2", "line 2 is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_row_costs_itself_only(tmp_path, name, text, called, sentence):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    first, bad, last = read_pairs(path)
+    assert (first.before, first.after, last.before, last.after) == tuple(tmp_path / image for image in "abcd")
+    assert isinstance(bad, BadRow)
+    assert bad.id == called
+    assert str(bad.error).startswith(str(path))
+    assert sentence in str(bad.error)
+
+
+def test_a_wrong_row_of_another_split_costs_nothing(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("before,after,split\na,b,train\n,c,test\n,d,train\ne,f,later\n")
+    assert [pair.id for pair in read_pairs(table, "train")] == ["a-b", "line 4", "line 5"]
 
 
 def test_a_folder_without_pairs_is_a_sentence(tmp_path):
@@ -134,7 +164,10 @@ def test_a_stream_names_its_pairs(tmp_path):
     found = list(stream_pairs([json.dumps(line) for line in lines[:1]] + ["\n"] + [json.dumps(line) for line in lines[1:]], tmp_path))
     assert [pair.id for pair in found] == ["1-1_2", "1-1_2#2", "7"]
     assert found[1] == Pair("1-1_2#2", tmp_path / "y/1.png", tmp_path / "y/1_2.png")
-    with pytest.raises(FastidcError, match="standard input: line 2: id '7' stands above"):
-        list(stream_pairs([json.dumps(lines[2])] * 2))
-    with pytest.raises(FastidcError, match="standard input: line 1 has no field 'before'"):
-        next(stream_pairs(["{}"]))
+    _, twice, after = stream_pairs([json.dumps(lines[2])] * 2 + [json.dumps(lines[0])])
+    assert twice.id == "line 2"
+    assert str(twice.error).startswith("standard input: line 2: id '7' stands above")
+    assert after.id == "1-1_2"
+    (bad,) = stream_pairs(['{"id": 5}'])
+    assert bad.id == "5"
+    assert str(bad.error).startswith("standard input: line 1 has no field 'before'")
