@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 # Whole runs, whose files have few tests and take longest: begun last, they would leave the other processes with nothing to do.
 _LONG = (
     "test_demo.py",
+    "test_resume_exact.py",
+    "test_interruptions.py",
     "test_whole_step.py",
     "test_precision.py",
     "test_compiled.py",

@@ -84,8 +84,10 @@ def test_at_every_step_of_captioning(toy, tmp_path, monkeypatch):
         ("adapt", {"preset": "tiny", "batch_size": 4}),  # Muon and AdamW, mirrored pairs
         ("adapt", {**OFFICIAL, "batch_size": 4, "accumulate": 2, "augment": "brightness=0.3,noise=4"}),
         ("adapt", {**OFFICIAL, "batch_size": 4, "micro_batch": 2}),
-        ("adapt", {**OFFICIAL, "batch_size": 4, "precision": "fp16-official"}),
-        ("finetune", {"preset": "tiny", "precision": "bf16", "select": "last", "steps": 6, "epochs": None}),
+        pytest.param("adapt", {**OFFICIAL, "batch_size": 4, "precision": "fp16-official"}, marks=pytest.mark.slow),
+        pytest.param(
+            "finetune", {"preset": "tiny", "precision": "bf16", "select": "last", "steps": 6, "epochs": None}, marks=pytest.mark.slow
+        ),
     ],
     ids=["muon", "accumulated", "chunks", "fp16-official", "bf16"],
 )
@@ -229,6 +231,7 @@ def killed_and_resumed(toy, tmp_path, kills: int, draw: random.Random) -> None:
     assert died > kills // 2
 
 
+@pytest.mark.slow
 def test_a_kill_inside_a_save(toy, tmp_path):
     train("finetune", options(*toy, tmp_path / "alone", **OFFICIAL))
     process = begun(flags("finetune", toy, tmp_path / "run", "--in-save", "8"))  # of five files, the third of the second snapshot
