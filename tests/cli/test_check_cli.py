@@ -50,8 +50,10 @@ def test_exit_codes_table_and_files(tmp_path, capsys):
     assert "leave one of them out" in capsys.readouterr().err
 
 
-def test_training_leaves_out_what_is_quarantined(tmp_path, capsys):
-    """Whole pairs, in both command lines, in the cache, and where the run is judged again."""
+def test_training_leaves_out_what_is_quarantined(tmp_path, capsys, monkeypatch):
+    """Whole pairs, in training, in the cache, and where the run is judged again."""
+    monkeypatch.setenv("PATH", "")  # METEOR takes seconds to start
+    monkeypatch.delenv("JAVA_HOME", raising=False)
     data, bad, run = (
         worlds.clevr_tree(tmp_path / "data", {"train": list(range(7)), "val": [20], "test": [30, 31]}),
         tmp_path / "bad.json",

@@ -19,6 +19,15 @@ from fastidc.train.run import resolve, train
 SPLITS = {"train": list(range(12)), "val": [20, 21, 22], "test": [30, 31, 32, 33]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_java():
+    """METEOR has tests of its own, and its process takes longer to start than these runs take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        patch.delenv("JAVA_HOME", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return worlds.clevr_tree(tmp_path_factory.mktemp("world") / "data", SPLITS)

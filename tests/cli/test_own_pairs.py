@@ -11,6 +11,15 @@ from fastidc.cli import main
 TINY = ["--steps", "3", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_java():
+    """METEOR has tests of its own, and its process takes longer to start than these runs take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        patch.delenv("JAVA_HOME", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Twenty pairs, two sentences for some, no ids, no splits."""
