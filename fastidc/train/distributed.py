@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from fastidc.errors import FastidcError, LostPeerError
+from fastidc.train.meeting import meet
 
 T = TypeVar("T")
 # Processes wait for the first one while it scores captions, whose METEOR is a Java program; 30 minutes, torch's default, has been too short for people.
@@ -172,7 +174,9 @@ def processes(device: str) -> Iterator[tuple[World, torch.device]]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    store = meet(store, rank, size, _PATIENCE)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield world, chosen
     except (dist.DistError, RuntimeError) as error:

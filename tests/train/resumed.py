@@ -55,7 +55,7 @@ def run() -> None:
     data, start, out = map(Path, sys.argv[1:])
     without_java()
     captions = {"token_mean": "global", "batch_size": 2}
-    with processes("cpu") as (world, _):  # torchrun's store allows one group a process, so every run below uses this one
+    with processes("cpu") as (world, _):  # every run below uses this group
         for stage, name, more in (("adapt", "ddp", {}), ("adapt", "fsdp", {"fsdp": True}), ("finetune", "captions", captions)):
             train(stage, options(data, start, out / name, **{**OFFICIAL, **more}))
             killed(stage, data, start, out / f"{name}-again", **more)
