@@ -31,6 +31,24 @@ _LONG = (
 )
 
 
+def _hide_java(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("PATH", "")
+    patch.delenv("JAVA_HOME", raising=False)
+
+
+@pytest.fixture
+def no_java(monkeypatch):
+    _hide_java(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_without_java():
+    """METEOR has tests of its own, and its process takes longer to start than a run of a few steps takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        _hide_java(patch)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in _LONG)
     if not torch.cuda.is_available():

@@ -66,14 +66,14 @@ def test_extras_and_python_versions():
 
 def cmake_version() -> tuple[int, int]:
     if shutil.which("cmake") is None:
-        pytest.skip("cmake is not here")
+        pytest.skip("cmake is not here: pip install cmake")
     return tuple(map(int, re.search(r"(\d+)\.(\d+)", run("cmake", "--version")).groups()))
 
 
 def test_cmake_builds_the_arithmetic_for_a_cpu(tmp_path):
     cmake_version()
     if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler is here")
+        pytest.skip("no C++ compiler is here: install one (apt-get install g++)")
     run("cmake", "-S", ROOT, "-B", tmp_path)
     run("cmake", "--build", tmp_path)
     library = ctypes.CDLL(str(tmp_path / "libfastidc_patches.so"))
@@ -86,7 +86,7 @@ def test_cmake_builds_the_fatbin(tmp_path, monkeypatch):
     from fastidc_kernels import patches
 
     if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not here")
+        pytest.skip("nvcc is not here: install the CUDA toolkit")
     configure = ("cmake", "-S", ROOT, "-B", tmp_path / "build", "-DFASTIDC_CUDA=ON", "-DFASTIDC_HOST=OFF")
     if cmake_version() < (3, 27):
         done = subprocess.run(list(map(str, configure)), capture_output=True, text=True, check=False)

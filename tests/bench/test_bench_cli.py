@@ -50,7 +50,9 @@ def test_several_parts_of_names_and_one_variant_of_one_case(capsys):
     assert "skipped: left out by --skip." in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="says what happens without a CUDA device: run it where there is none, or with CUDA_VISIBLE_DEVICES="
+)
 def test_without_cuda(capsys):
     assert main(["attention"]) == 2
     assert "there is no CUDA device here; give --cpu" in capsys.readouterr().err

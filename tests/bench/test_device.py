@@ -169,7 +169,9 @@ def test_the_plan_names_cases_and_variants_that_exist(part, count):
         assert variant in {v.name for v in found[case][0].variants(found[case][1])}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU may run it")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a machine with a GPU may measure: run it where there is none, or with CUDA_VISIBLE_DEVICES="
+)
 def test_refusals(tmp_path, capsys):
     assert device.main(["--out", str(tmp_path)]) == 2
     assert "there is no CUDA device here" in capsys.readouterr().err

@@ -16,16 +16,8 @@ from fastidc.cli import main
 from fastidc.config import PRESETS, TrainOptions
 from fastidc.train.run import resolve, train
 
+pytestmark = pytest.mark.usefixtures("module_without_java")
 SPLITS = {"train": list(range(12)), "val": [20, 21, 22], "test": [30, 31, 32, 33]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_java():
-    """METEOR has tests of its own, and its process takes longer to start than these runs take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        patch.delenv("JAVA_HOME", raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ LEAVES = {
     for name, held in COMMANDS.items()
     for action, run in (held.items() if isinstance(held, dict) else [("", held)])
 }
-needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-needs_fish = pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
-needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed: install it (apt-get install bash)")
+needs_fish = pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed: install it (apt-get install fish)")
+needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed: install it (apt-get install zsh)")
 
 
 def completed(tmp_path, lines):

@@ -38,12 +38,6 @@ def scores(*arguments, out):
 
 
 @pytest.fixture
-def no_java(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-
-
-@pytest.fixture
 def files(tmp_path):
     references = write_references(tmp_path / "gt.json", {pair: texts for pair, (texts, _) in CLEAN.items()})
     return references, write_results(tmp_path / "hyp.json", {pair: caption for pair, (_, caption) in CLEAN.items()})

@@ -8,16 +8,8 @@ import worlds
 from fastidc import checkpoint
 from fastidc.cli import main
 
+pytestmark = pytest.mark.usefixtures("module_without_java")
 TINY = ["--steps", "3", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_java():
-    """METEOR has tests of its own, and its process takes longer to start than these runs take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        patch.delenv("JAVA_HOME", raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,6 @@ REFERENCES = {"1.png": ["the cube is gone", ""], "2.png": ["a ball moved"], "2.p
 CAPTIONS = {"1.png": "", "2.png": "a ball has moved", "2.png_n": "nothing changed"}
 
 
-@pytest.fixture
-def no_java(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-
-
 def test_empty_sentences_score_as_pycocoevalcaps_and_are_named(no_java):
     said = []
     card = score(REFERENCES, CAPTIONS, resamples=0, report=said.append)

@@ -22,7 +22,7 @@ OPTIONS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", 
 def library(source: Path) -> ctypes.CDLL:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        pytest.skip(f"no C++ compiler is here to build {source.name} with")
+        pytest.skip(f"no C++ compiler is here to build {source.name} with: install one (apt-get install g++)")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "library.so"
         subprocess.run([compiler, *OPTIONS, f"-I{kernels.FOLDER}", "-o", str(out), str(source)], check=True)

@@ -16,7 +16,10 @@ from fastidc.ops.quick_gelu import quick_gelu_linear
 from fastidc.reference.fp8_linear import fp8_linear as reference
 from fastidc.reference.fp8_linear import rounded
 
-pytestmark = pytest.mark.skipif(DEVICE == "cuda" and bool(unsupported(torch.device(DEVICE))), reason="this GPU does not multiply in FP8")
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and bool(unsupported(torch.device(DEVICE))),
+    reason="this GPU does not multiply in FP8: run it on an Ada, Hopper or Blackwell one, or without a GPU",
+)
 NAMES = ("y", "x", "weight", "bias")
 SHAPES = [((1, 16), 16), ((7, 32), 48), ((3, 5, 96), 288), ((130, 768), 64), ((64, 64), 32)]
 # Of eight bits nothing is left to differ: both sum the same numbers, in fp32 here and in fp64 there. A GPU's fast accumulators keep 14 bits.

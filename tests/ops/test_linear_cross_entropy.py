@@ -118,14 +118,12 @@ def test_no_pads_and_other_pad_ids(name):
     assert_same(with_gradients(backend(name, -100), [x, weight, bias, targets]), want, TOLERANCE)
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["triton", *(["torch"] if DEVICE == "cpu" else [])])  # on a GPU torch's computes them and multiplies by 0
 def test_pads_are_not_looked_at(name):
     """A row without a target may hold anything."""
     given = inputs(40, 24, 33, dtype=torch.float32)
     clean = with_gradients(backend(name), given)
     given[0][given[3] == PAD] = math.nan
-    if name == "torch" and DEVICE == "cuda":
-        pytest.skip("torch computes them and multiplies by 0: ask for triton")
     assert all(torch.equal(a, b) for a, b in zip(with_gradients(backend(name), given), clean, strict=True))
 
 

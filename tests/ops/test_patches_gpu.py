@@ -10,7 +10,10 @@ from fastidc import ops
 from fastidc.ops import _patches_cuda
 from fastidc_kernels import _runtime
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_runtime.missing("cupy") is not None, reason="the package cupy is not installed")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(_runtime.missing("cupy") is not None, reason="the kernel is launched by CuPy: install cupy-cuda12x or cupy-cuda13x"),
+]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 

@@ -17,6 +17,8 @@ from fastidc.cli import main
 from fastidc.describe import attention_maps
 from fastidc.report import gallery, write_run_report
 
+pytestmark = pytest.mark.usefixtures("no_java")  # METEOR has tests of its own, and takes a second to start
+
 QUICK = {"device": "cpu", "resamples": 20}
 
 
@@ -33,12 +35,6 @@ def tuned(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory, data):
     return run_folder(tmp_path_factory.mktemp("runs") / "adapt", data, "adapt")
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    monkeypatch.setenv("PATH", "")  # METEOR has tests of its own, and takes a second to start
-    monkeypatch.delenv("JAVA_HOME", raising=False)
 
 
 def cards(text: str) -> dict[str, dict[str, str]]:

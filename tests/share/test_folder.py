@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-pytest.importorskip("yaml", reason="the card's front matter is read with PyYAML")
+pytest.importorskip("yaml", reason="the card's front matter is read with PyYAML: install the package pyyaml")
 
 import yaml
 from describe.cases import image_pairs

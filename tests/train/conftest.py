@@ -3,10 +3,13 @@
 import functools
 
 import pytest
+import runs
 import worlds
 
 from fastidc.data.render import RenderConfig, render_dataset
+from fastidc.evaluate import captions
 from fastidc.evaluate.captions import CaptionScorer
+from fastidc.train import judge
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,17 @@ def clip(tmp_path_factory):
 def no_meteor(monkeypatch):
     """METEOR's process takes seconds to start; one test has it."""
     monkeypatch.setattr("fastidc.evaluate.background.CaptionScorer", functools.partial(CaptionScorer, meteor=False))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The data and the model that `runs` trains in seconds."""
+    return runs.world(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def runs_without_java(monkeypatch):
+    """`runs.without_java`, for one test."""
+    for module, name in ((judge, "score_by_subset"), (captions, "tokenize")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
+    runs.without_java()

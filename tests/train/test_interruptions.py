@@ -10,31 +10,19 @@ import time
 import pytest
 import runs
 import torch
-from runs import check_same_run, kill_after, left, options, train, world
+from runs import check_same_run, kill_after, left, options, train
 
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.cli import main
 from fastidc.errors import FastidcError, Interrupted, NotFiniteError
-from fastidc.evaluate import captions
 from fastidc.train import judge, signals, snapshot
 from fastidc.train.engine import Trainer
 from fastidc.train.ledger import check_ledger
 from fastidc.train.stage import StageRun
 
 OFFICIAL = {"preset": "clevr", "lr": 1e-2, "coef_lr": 0.1, "batch_size": 4}  # with 18 samples four steps an epoch
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return world(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(autouse=True)
-def _no_java(monkeypatch):
-    for module, name in ((judge, "score_by_subset"), (captions, "tokenize")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
-    runs.without_java()
+pytestmark = pytest.mark.usefixtures("runs_without_java")
 
 
 @pytest.fixture(scope="module")

@@ -12,32 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
 import torch
-from runs import Killed, check_same_run, kill_after, left, options, train, world
+from runs import Killed, check_same_run, kill_after, left, options, train
 
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
 from fastidc.cli import main
-from fastidc.evaluate import captions
 from fastidc.train import judge, snapshot
 from fastidc.train.ledger import check_ledger
 from fastidc.train.precision import Precision
 
 STEPS = 8
 OFFICIAL = {"preset": "clevr", "lr": 1e-2, "coef_lr": 0.1}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return world(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(autouse=True)
-def _no_java(monkeypatch):
-    for module, name in ((judge, "score_by_subset"), (captions, "tokenize")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
-    runs.without_java()
+pytestmark = pytest.mark.usefixtures("runs_without_java")
 
 
 def interrupted(monkeypatch, stage, after, **how) -> None:

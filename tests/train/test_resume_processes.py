@@ -7,29 +7,16 @@ import pytest
 import runs
 import torch
 from resumed import OFFICIAL
-from runs import check_same_run, options, train, world
+from runs import check_same_run, options, train
 from safetensors.torch import load_file
 from test_shared import ROOT, steps, torchrun
 
 pytest.importorskip("open_clip", reason="the tokenizer needs the package open_clip_torch: install it")
 
-from fastidc.evaluate import captions
-from fastidc.train import judge, snapshot
+from fastidc.train import snapshot
 from fastidc.train.ledger import check_ledger
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return world(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(autouse=True)
-def _no_java(monkeypatch):
-    for module, name in ((judge, "score_by_subset"), (captions, "tokenize")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
-    runs.without_java()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runs_without_java")]
 
 
 @pytest.fixture(scope="module")
