@@ -21,13 +21,13 @@ IOU_BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 class Examined:
     """``scores``: as `score_by_subset`, each block with ``intervals``; ``captions``: id -> `METRICS` -> that caption's own score, CIDEr with
     the document frequencies of the whole set. ``empty_references``, ``empty_captions``: ids, empty meaning without a token. ``constant``:
-    blocks of one caption for all pairs, where it was asked for."""
+    one caption for all pairs and its blocks, where it was asked for."""
 
     scores: dict[str, Any]
     captions: dict[str, dict[str, float | None]]
     empty_references: list[str] = field(default_factory=list)
     empty_captions: list[str] = field(default_factory=list)
-    constant: dict[str, Any] | None = None
+    constant: tuple[str, dict[str, Any]] | None = None
 
 
 def subsets_of(pairs: Sequence[str], types: Mapping[str, str] | None, overlaps: Mapping[str, float] | None = None) -> dict[str, list[str]]:

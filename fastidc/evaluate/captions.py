@@ -7,8 +7,9 @@ pair alone scores 0. The protocol is the official one (``clip4idc.md`` 7.2); its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 from fastidc.errors import FastidcError
@@ -25,7 +26,7 @@ from fastidc.evaluate.changes import (
 )
 from fastidc.evaluate.constant import constant_cider, frequent_captions
 from fastidc.evaluate.intervals import RESAMPLES
-from fastidc.evaluate.meteor import MeteorDesk
+from fastidc.evaluate.meteor import Answer, MeteorDesk
 from fastidc.evaluate.ngrams import Ngrams
 from fastidc.evaluate.ptb import TOKENIZERS, tokenize
 
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 
-_Job = tuple[Mapping[str, str], Mapping[str, list[str]], int, int]  # captions, subsets, resamples and seed of their intervals
+_Job = tuple[Mapping[str, str], Mapping[str, list[str]], int, int]  # tokenised captions, subsets, resamples and seed of their intervals
 
 
 class CaptionScorer:
@@ -100,11 +101,11 @@ class CaptionScorer:
 
     def score(self, hypotheses: Mapping[str, str]) -> dict[str, float | int | str | None]:
         """Scores of one set of captions; see `score_captions`."""
-        return self._score([(hypotheses, {"overall": list(hypotheses)}, 0, 0)])[0].scores["overall"]
+        return self._score(hypotheses, {"overall": list(hypotheses)})["overall"]
 
     def by_subset(self, hypotheses: Mapping[str, str], types: Mapping[str, str] | None = None) -> dict:
         """Scores of one set of captions by kind of pair; see `score_by_subset`."""
-        return self._score([(hypotheses, subsets_of(list(hypotheses), types), 0, 0)])[0].scores
+        return self._score(hypotheses, subsets_of(list(hypotheses), types))
 
     def examine(
         self,
@@ -113,32 +114,41 @@ class CaptionScorer:
         overlaps: Mapping[str, float] | None = None,
         resamples: int = RESAMPLES,
         seed: int = 0,
-        constant: str | None = None,
+        constant: bool = False,
     ) -> Examined:
         """`by_subset` with 95 % intervals (`fastidc.evaluate.intervals`; ``resamples=0``: none) and the scores of every caption.
 
-        ``overlaps``: id of a change pair -> IoU, scored by bins under "iou". ``constant``: a caption that is scored for every pair as well,
-        METEOR meanwhile being at work for both.
+        ``overlaps``: id of a change pair -> IoU, scored by bins under "iou". ``constant``: `best_constant` of these pairs as well, looked for
+        while METEOR is at work.
         """
-        pairs = list(hypotheses)
-        jobs: list[_Job] = [(hypotheses, subsets_of(pairs, types, overlaps), resamples, seed)]
-        if constant is not None:
-            jobs.append((dict.fromkeys(pairs, constant), subsets_of(pairs, types), 0, 0))
-        examined, *others = self._score(jobs)
-        return replace(examined, constant=others[0].scores) if others else examined
+        with self._ended_by_errors():
+            pairs, found = list(hypotheses), ""
+            captions = self._tokenized_captions(hypotheses)
+
+            def jobs() -> Iterator[_Job]:
+                nonlocal found
+                yield captions, subsets_of(pairs, types, overlaps), resamples, seed
+                if constant:
+                    found, tokens = self._constant(pairs)
+                    yield dict.fromkeys(pairs, tokens), subsets_of(pairs, types), 0, 0
+
+            examined, *others = self._examined(jobs())
+        return replace(examined, constant=(found, others[0].scores)) if others else examined
 
     def best_constant(
         self, pairs: Iterable[str] | None = None, candidates: Sequence[str] | None = None, types: Mapping[str, str] | None = None
     ) -> tuple[str, dict]:
         """The one caption that scores best on every pair (``pairs``: all by default); see `best_constant_caption`."""
         pairs = list(self._references if pairs is None else pairs)
-        caption = self.constant_caption(pairs, candidates)
-        return caption, self.by_subset(dict.fromkeys(pairs, caption), types)
-
-    def constant_caption(self, pairs: Sequence[str], candidates: Sequence[str] | None = None) -> str:
-        """The caption of `best_constant` without its scores; METEOR's start goes on beside the search."""
         self._check(dict.fromkeys(pairs, ""))
-        self._meteor.start()
+        with self._ended_by_errors():
+            self._meteor.start()
+            caption, tokens = self._constant(pairs, candidates)
+            (examined,) = self._examined([(dict.fromkeys(pairs, tokens), subsets_of(pairs, types), 0, 0)])
+        return caption, examined.scores
+
+    def _constant(self, pairs: Sequence[str], candidates: Sequence[str] | None = None) -> tuple[str, str]:
+        """The caption of `best_constant`, as it is written and its tokens."""
         tokenized = self._tokenized_references(pairs)
         if candidates is None:
             captions = {tokens: self._written[tokens] for tokens in frequent_captions(pairs, tokenized, is_no_change_id)}
@@ -147,8 +157,18 @@ class CaptionScorer:
             captions = dict(reversed(captions.items()))
         if not captions:
             raise FastidcError("there is no candidate for a constant caption: give at least one sentence")
+        tokenized = self._tokenized_references(pairs)  # once more, where Java failed at the candidates
         scores = constant_cider([tokenized[pair] for pair in pairs], list(captions))
-        return list(captions.values())[int(scores.argmax())]
+        best = list(captions)[int(scores.argmax())]
+        return captions[best], best
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _check(self, hypotheses: Mapping[str, str]) -> None:
         if not hypotheses:
@@ -180,38 +200,42 @@ class CaptionScorer:
                 self._tokenized[pair] = kept or sentences
         return self._tokenized
 
-    def _score(self, jobs: Sequence[_Job]) -> list[Examined]:
-        for hypotheses, _, _, _ in jobs:
-            self._check(hypotheses)
-        self._meteor.start()
-        try:
-            while True:  # once more, where Java failed between one set and another: one table must not mix two tokenisers
-                before = self._tokenizer_reason
-                pairs = list(dict.fromkeys(pair for hypotheses, _, _, _ in jobs for pair in hypotheses))
-                self._tokenized_references(pairs)
-                sets = [dict(zip(job[0], self._tokens(list(job[0].values())), strict=True)) for job in jobs]
-                if self._tokenizer_reason == before:
-                    break
-            references = self._tokenized_references(pairs)
-            with ThreadPoolExecutor(1) as pool:
-                answers = [
-                    pool.submit(self._meteor.ask, [references[pair] for pair in captions], list(captions.values())) for captions in sets
-                ]
-                try:
-                    return [self._examined(references, *some) for some in zip(sets, jobs, answers, strict=True)]
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self.close()  # ends the thread's wait
-                    raise
-        except BaseException:
-            self.close()
-            raise
+    def _score(self, hypotheses: Mapping[str, str], subsets: Mapping[str, list[str]]) -> dict:
+        with self._ended_by_errors():
+            (examined,) = self._examined([(self._tokenized_captions(hypotheses), subsets, 0, 0)])
+        return examined.scores
 
-    def _examined(self, references: Mapping[str, list[str]], captions: Mapping[str, str], job: _Job, answer: Future) -> Examined:
+    def _tokenized_captions(self, hypotheses: Mapping[str, str]) -> dict[str, str]:
+        """Tokens of ``hypotheses``, and of their references by the same tokeniser; METEOR's start goes on beside it."""
+        self._check(hypotheses)
+        self._meteor.start()
+        while True:  # once more, where Java failed between the two: one table must not mix two tokenisers
+            self._tokenized_references(list(hypotheses))
+            before = self._tokenizer_reason
+            captions = dict(zip(hypotheses, self._tokens(list(hypotheses.values())), strict=True))
+            if self._tokenizer_reason == before:
+                return captions
+
+    def _examined(self, jobs: Iterable[_Job]) -> list[Examined]:
+        """What each set is told; a job may be made while METEOR is at work on the one before."""
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                asked = [(job, pool.submit(self._asked, job[0])) for job in jobs]
+                return [self._examine(*job, answer) for job, answer in asked]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.close()  # ends the thread's wait
+                raise
+
+    def _asked(self, captions: Mapping[str, str]) -> Answer | None:
+        return self._meteor.ask([self._tokenized[pair] for pair in captions], list(captions.values()))
+
+    def _examine(
+        self, captions: Mapping[str, str], subsets: Mapping[str, list[str]], resamples: int, seed: int, answer: Future[Answer | None]
+    ) -> Examined:
         import numpy as np
 
-        _, subsets, resamples, seed = job
-        pairs = list(captions)
+        pairs, references = list(captions), self._tokenized
         place = {pair: number for number, pair in enumerate(pairs)}
         chosen = {name: np.array([place[pair] for pair in some]) for name, some in subsets.items()}
         ngrams = Ngrams([references[pair] for pair in pairs], list(captions.values()))

@@ -8,6 +8,8 @@ with another ruler. An interval says what the choice of pairs does, and nothing 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -64,15 +66,23 @@ def caption_intervals(
 def meteor_of(sums: np.ndarray) -> np.ndarray:
     """METEOR [...] of added-up statistics [..., 23], each row as `meteor_statistics` gives it: the formula of the jar's ``computeMetrics``."""
     length, reference, function, reference_function = (sums[..., column] for column in range(4))
-    matches = _WEIGHTS[:, None] * sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
-    content_test, content_reference, function_test, function_of_reference = np.moveaxis(matches.sum(-2), -1, 0)
+    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
+    # added in the jar's order: of references that are equally good to the last bit, the first one counts
+    content_test, content_reference, function_test, function_of_reference = (
+        [matches[..., module, column] * _WEIGHTS[module] * share for module in range(4)]
+        for column, share in enumerate((_DELTA, _DELTA, 1.0 - _DELTA, 1.0 - _DELTA))
+    )
     chunks, matched = sums[..., 20], sums[..., 21] + sums[..., 22]
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision = _weighted(content_test, function_test) / _weighted(length - function, function)
-        recall = _weighted(content_reference, function_of_reference) / _weighted(reference - reference_function, reference_function)
+        precision = _added(content_test, function_test) / _weighted(length - function, function)
+        recall = _added(content_reference, function_of_reference) / _weighted(reference - reference_function, reference_function)
         mean = 1.0 / ((1.0 - _ALPHA) / precision + _ALPHA / recall)
         score = mean * (1.0 - _GAMMA * (chunks / (matched / 2.0)) ** _BETA)
     return np.where(np.isnan(score), 0.0, np.maximum(score, 0.0))
+
+
+def _added(content: Sequence[np.ndarray], function: Sequence[np.ndarray]) -> np.ndarray:
+    return functools.reduce(operator.add, (*content, *function))
 
 
 def _weighted(content: np.ndarray, function: np.ndarray) -> np.ndarray:

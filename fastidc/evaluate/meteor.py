@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,16 +59,35 @@ class MeteorDesk:
             process.close()
 
     def ask(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Answer | None:
-        """Statistics of tokenised captions [N] with references [N][R]; None with a reason where there is no METEOR."""
+        """Statistics of tokenised captions [N] with references [N][R]; None with a reason where there is no METEOR.
+
+        The jar aligns a caption with each reference by itself and keeps the best. Distractors have few sentences between them, so most of
+        those alignments are the same ones: each is asked for once, and the best is chosen here, as far as the jar agrees.
+        """
         with self._lock:
             if self.process is None:
                 return None
             try:
-                lines = self.process.segments(references, captions, self._progress)
-                return Answer(lines, meteor_statistics(lines), self.process.corpus(lines[:_SAMPLE])[0])
+                sample = self.process.segments(references[:_SAMPLE], captions[:_SAMPLE])
+                answer = self._aligned(references, captions)
+                if answer is None or answer.lines[:_SAMPLE] != sample:
+                    lines = self.process.segments(references, captions, self._progress)
+                    answer = Answer(lines, meteor_statistics(lines), 0.0)
+                return replace(answer, sample=self.process.corpus(sample)[0])
             except JavaError as error:
                 self._give_up(error)
                 return None
+
+    def _aligned(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Answer | None:
+        """The statistics of each caption's best reference; None where the jar's are not METEOR 1.5's."""
+        pairs = [(reference, caption) for several, caption in zip(references, captions, strict=True) for reference in several]
+        found = self.process.segments([[reference] for reference, _ in pairs], [caption for _, caption in pairs], self._progress)
+        statistics = meteor_statistics(found)
+        if statistics is None:
+            return None
+        ends = np.cumsum([len(several) for several in references])
+        best = [begin + int(part.argmax()) for begin, part in zip([0, *ends[:-1]], np.split(meteor_of(statistics), ends[:-1]), strict=True)]
+        return Answer([found[row] for row in best], statistics[best], 0.0)
 
     def scores(self, answer: Answer, chosen: Mapping[str, np.ndarray]) -> MeteorScores | None:
         """Scores of the subsets ``chosen`` (indices) and of every caption; None with a reason where the jar fails.

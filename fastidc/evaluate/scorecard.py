@@ -138,8 +138,7 @@ def score(
         raise FastidcError(f"the bootstrap cannot have {resamples} resamples with seed {seed}; give numbers from 0.")
     said = list(warnings)
     with CaptionScorer(references, keep_empty_references=True, progress=True) as scorer:
-        caption = scorer.constant_caption(list(hypotheses)) if constant and any_words(references, hypotheses) else None
-        examined = scorer.examine(hypotheses, types, overlaps, resamples, seed, caption)
+        examined = scorer.examine(hypotheses, types, overlaps, resamples, seed, constant and any_words(references, hypotheses))
     if examined.empty_references:
         said.append(
             f"{_ids(examined.empty_references)} with an empty reference, scored as pycocoevalcap does: an empty caption gets ROUGE-L 1 for "
@@ -149,8 +148,7 @@ def score(
         said.append(f"{_ids(examined.empty_captions)} with an empty caption, scored as pycocoevalcap does.")
     for sentence in said if report else ():
         report(sentence)
-    chosen = None if caption is None or examined.constant is None else (caption, examined.constant)
-    return Scorecard(examined.scores, chosen, examined.captions, dict(hypotheses), said, resamples, seed)
+    return Scorecard(examined.scores, examined.constant, examined.captions, dict(hypotheses), said, resamples, seed)
 
 
 def any_words(references: Mapping[str, Sequence[str]], pairs: Iterable[str]) -> bool:
