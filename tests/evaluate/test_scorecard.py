@@ -13,6 +13,7 @@ from fastidc.evaluate.blocks import subsets_of
 from fastidc.evaluate.captions import score_by_subset, score_captions
 from fastidc.evaluate.coco import read_overlaps, read_types
 from fastidc.evaluate.intervals import meteor_of, meteor_statistics, middle
+from fastidc.evaluate.meteor import MeteorDesk
 from fastidc.evaluate.scorecard import match, score
 
 REFERENCES = {"1.png": ["the cube is gone", ""], "2.png": ["a ball moved"], "2.png_n": ["there is no change", "nothing moved"]}
@@ -185,6 +186,46 @@ def test_meteor_of_its_statistics_is_the_jars(java, clevr):
     assert each[1] == pytest.approx(1.0)
     assert repeated[0] == repeated[2] != repeated[1]
     assert meteor_statistics(["1.0 2.0"]) is None
+
+
+@pytest.mark.slow
+def test_the_best_reference_is_the_one_that_the_jar_takes(java, spot_test, clevr):
+    """Line by line, of real sentences and of a grammar's, whose references are often equally good; empty ones too."""
+    references, captions, _ = clevr
+    several = [*references.values(), *spot_test.values(), [""], ["", "a cube"]]
+    real = [sentences[0] for sentences in spot_test.values()]
+    chosen = [*captions.values(), *real[1:], real[0], "a cube", ""]
+    desk = MeteorDesk()
+    desk.start()
+    try:
+        answer = desk._aligned(several, chosen)
+        assert answer.lines == desk.process.segments(several, chosen)
+        np.testing.assert_array_equal(answer.statistics, meteor_statistics(answer.lines))
+    finally:
+        desk.close()
+
+
+def test_a_jar_that_takes_another_reference_is_believed():
+    """It decides over all references of each caption then."""
+
+    class Process:
+        def __init__(self):
+            self.asked = []
+
+        def segments(self, references, captions, progress=False):
+            self.asked.append((references, captions))
+            return [" ".join(["5.0" if len(several) > 1 else f"{number}.0"] * 23) for number, several in enumerate(references)]
+
+        def corpus(self, lines):
+            return 0.5, [0.5] * len(lines)
+
+    desk = MeteorDesk()
+    desk.process = Process()
+    answer = desk.ask([["a", "b"], ["a", "c"]], ["a", "b"])
+    assert answer.lines == [" ".join(["5.0"] * 23)] * 2
+    assert answer.sample == 0.5
+    assert desk.process.asked[-1] == ([["a", "b"], ["a", "c"]], ["a", "b"])
+    assert [["a"], ["b"], ["a"], ["c"]] in [references for references, _ in desk.process.asked]
 
 
 def test_the_published_predictions_have_their_scores(java, real_folder):
