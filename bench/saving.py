@@ -53,8 +53,8 @@ def laps(step: Callable[[], object], session: SimpleNamespace, writer: Writer, c
         synchronize()
         return time.perf_counter()
 
-    found, number = [], 0
-    for _ in range(count):
+    found = []
+    for number in range(count):
         begun = clock()
         writer.start(number, progress.captured(session), {})
         copied, done, written = clock(), 0, None
@@ -70,7 +70,6 @@ def laps(step: Callable[[], object], session: SimpleNamespace, writer: Writer, c
             step()
         plain = clock()
         found.append(Lap(done, copied - begun, written - copied, (saved - begun) - (plain - again)))
-        number += 1
     return found
 
 
