@@ -5,6 +5,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from fastidc.config import TrainOptions, preset
 from fastidc.data.cache import default_path
@@ -21,23 +22,32 @@ from fastidc.report import write_run_report
 from fastidc.train.run import train
 
 SHOWN_PAIRS = 40
+SAVED_MINUTES = 0.5  # between snapshots: a stage takes a few minutes
 # 4,000 training scenes, a camera that moves little, few objects: what a small model learns in minutes.
 # Rendered 3:2 as CLEVR is and squashed to the model's 112 x 112 as CLIP4IDC squashes it, which leaves no empty bands.
 WORLD = {"scenes": 4710, "width": 168, "height": 112, "jitter": 0.1, "min_objects": 3, "max_objects": 5}
 
 
-def run_demo(out: Path, seed: int = 0, device: str = "auto", steps: tuple[int, int] | tuple[None, None] = (None, None), **world) -> dict:
+def run_demo(
+    out: Path,
+    seed: int = 0,
+    device: str = "auto",
+    steps: tuple[int, int] | tuple[None, None] = (None, None),
+    resume: Literal["auto", "none"] = "none",
+    **world,
+) -> dict:
     """Renders, adapts, fine-tunes `tiny`, captions the test split and scores it; returns what ``metrics.json`` holds.
 
     ``steps`` of adaptation and of fine-tuning replace the preset's, ``world`` overrides `WORLD` (tests use fewer). Writes under ``out``:
     data/, adapt/, finetune/, references.json (COCO), hyp_test.json, metrics.json and report.html. A data folder of the same world is
-    used again.
+    used again. ``resume`` "auto": a stage that was interrupted goes on, and one that is finished stays.
     """
     started = time.perf_counter()
     config = RenderConfig(seed=seed, **{**WORLD, **world})
     difficulty = _world(config, out / "data")
     cache = _cache(out / "data")
     shared = {"data": out / "data", "preset": "tiny", "seed": seed, "device": device, "overwrite": True, "cache": cache}
+    shared |= {"resume": resume, "save_every_minutes": SAVED_MINUTES}
     adapted = train("adapt", TrainOptions(out=out / "adapt", steps=steps[0], **shared))
     tuned = train("finetune", TrainOptions(out=out / "finetune", init=str(out / "adapt"), steps=steps[1], **shared))
     for name in ("references.json", "hyp_test.json"):

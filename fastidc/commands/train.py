@@ -49,7 +49,12 @@ adapt.common = finetune.common = (
 )  # fmt: skip
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
+def demo(
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resume: Literal["auto", "none"] = "none",
+) -> None:
     """Everything at once on a small world: render, adapt, fine-tune, caption, score, report.
 
     Example: fastidc demo --out runs/demo
@@ -58,7 +63,8 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, device: Literal["auto", "
         out: Folder for data, runs, captions, metrics and report.html.
         seed: Seed of the world and of the training.
         device: Where to train.
+        resume: auto goes on with a demo that was interrupted.
     """
     from fastidc.demo import run_demo
 
-    run_demo(out, seed, device)
+    run_demo(out, seed, device, resume=resume)

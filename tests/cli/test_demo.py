@@ -9,6 +9,7 @@ pytest.importorskip("open_clip", reason="the tokenizer needs the package open_cl
 
 from fastidc.demo import run_demo
 from fastidc.errors import FastidcError
+from fastidc.train.stage import StageRun
 
 
 def check_files(out, metrics):
@@ -28,9 +29,7 @@ def check_files(out, metrics):
     return hypotheses
 
 
-def test_demo_writes_everything(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", "")  # METEOR takes most of the time; the run that learns has it
-    monkeypatch.delenv("JAVA_HOME", raising=False)
+def test_demo_writes_everything(tmp_path, capsys, no_java):  # METEOR takes most of the time; the run that learns has it
     out = tmp_path / "demo"
     metrics = run_demo(out, steps=(2, 2), scenes=120, width=96, height=64)
     check_files(out, metrics)
@@ -42,6 +41,31 @@ def test_demo_writes_everything(tmp_path, capsys, monkeypatch):
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}, "the same world is used again and the same seed gives the same captions"
     with pytest.raises(FastidcError, match=r"data: holds another world than the demo's"):
         run_demo(out, steps=(2, 2), scenes=121, width=96, height=64)
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_goes_on(tmp_path, capsys, monkeypatch, no_java):
+    """Killed in its second stage: the first one stays, the second goes on where it was, and the captions are those of a demo left alone."""
+    small = {"steps": (2, 4), "scenes": 120, "width": 96, "height": 64}
+    alone = run_demo(tmp_path / "alone", **small)
+    monkeypatch.setattr("fastidc.demo.SAVED_MINUTES", 1e-9)
+    original = StageRun.on_step
+
+    def dies(self, step):
+        original(self, step)
+        if self.session.stage == "finetune" and step.number == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageRun, "on_step", dies)
+        run_demo(tmp_path / "demo", **small)
+    capsys.readouterr()
+    again = run_demo(tmp_path / "demo", resume="auto", **small)
+    said = capsys.readouterr().out
+    assert "adapt: the run is finished; there is nothing to resume." in said
+    assert "goes on after step 3" in said
+    assert {**again, "seconds": 0} == {**alone, "seconds": 0}
+    assert (tmp_path / "demo" / "hyp_test.json").read_bytes() == (tmp_path / "alone" / "hyp_test.json").read_bytes()
 
 
 @pytest.mark.slow
