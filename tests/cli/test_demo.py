@@ -56,9 +56,10 @@ def test_an_interrupted_demo_goes_on(tmp_path, capsys, monkeypatch, no_java):
         if self.session.stage == "finetune" and step.number == 3:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StageRun, "on_step", dies)
+    monkeypatch.setattr(StageRun, "on_step", dies)
+    with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path / "demo", **small)
+    monkeypatch.setattr(StageRun, "on_step", original)
     capsys.readouterr()
     again = run_demo(tmp_path / "demo", resume="auto", **small)
     said = capsys.readouterr().out
