@@ -230,7 +230,7 @@ def test_api_raises_what_the_command_prints(data, tmp_path):
         train("adapt", TrainOptions(data, tmp_path / "run", preset="tiny", precision="fp8"))
 
 
-def test_help_and_unknown_commands(monkeypatch, tmp_path):
+def test_help_and_unknown_commands():
     def run(*argv):
         return subprocess.run([sys.executable, "-m", "fastidc.cli", *argv], capture_output=True, text=True, timeout=120, check=False)
 
@@ -240,24 +240,26 @@ def test_help_and_unknown_commands(monkeypatch, tmp_path):
     unknown = run("fly")
     assert unknown.returncode == 2
     assert "Traceback" not in unknown.stderr
-    doctor = run("doctor")
-    assert doctor.returncode == 0, doctor.stderr
+
+
+def test_doctor_says_what_serves_what(monkeypatch, tmp_path, capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
     for call in ("intra, 50 tokens", "packed captions", "ViT-B/16 inter, 394 tokens"):
-        assert f"attention, {call}: sdpa" in doctor.stdout
+        assert f"attention, {call}: sdpa" in said
     for line in ("CUDA graph of the step: off, on cpu there are no launches to save", "bf16 gradient buckets: off, there is one process"):
-        assert doctor.stdout.count(line) == 2, "of both stages"
-    assert doctor.stdout.count("adaptation has no captioner") == 1
-    assert "never computed, whatever the device: the text tower; the before-image a second time" in doctor.stdout
-    assert doctor.stdout.count("    xformers: it runs on CUDA, not on cpu.") == 1
+        assert said.count(line) == 2, "of both stages"
+    assert said.count("adaptation has no captioner") == 1
+    assert "never computed, whatever the device: the text tower; the before-image a second time" in said
+    assert said.count("    xformers: it runs on CUDA, not on cpu.") == 1
     monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformers")
-    doctor = run("doctor")
-    assert doctor.returncode == 0, doctor.stderr
-    assert "packed captions: none; backend 'xformers' cannot serve this attention call" in doctor.stdout
+    assert main(["doctor"]) == 0
+    assert "packed captions: none; backend 'xformers' cannot serve this attention call" in capsys.readouterr().out
     monkeypatch.setenv("FASTIDC_BACKEND", "attention=xformer")
     for command in ("doctor",), ("adapt", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--preset", "tiny"):
-        refused = run(*command)
-        assert refused.returncode == 2
+        assert main(command) == 2
+        refused = capsys.readouterr().err
         if command[0] == "doctor":
-            assert refused.stderr.startswith("fastidc: FASTIDC_BACKEND: attention has no backend 'xformer'; choose one of auto")
-        assert len(refused.stderr.splitlines()) == 1
+            assert refused.startswith("fastidc: FASTIDC_BACKEND: attention has no backend 'xformer'; choose one of auto")
+        assert len(refused.splitlines()) == 1
         assert not (tmp_path / "run").exists()
