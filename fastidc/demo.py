@@ -16,6 +16,7 @@ from fastidc.data.render import RenderConfig, render_dataset
 from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import CaptionScorer, change_accuracy, object_colour_accuracy, type_accuracy
 from fastidc.evaluate.coco import read_references, read_results
+from fastidc.evaluate.meteor import one_meteor
 from fastidc.evaluate.report import format_table, other_values
 from fastidc.files import write_json
 from fastidc.report import write_run_report
@@ -28,6 +29,7 @@ SAVED_MINUTES = 0.5  # between snapshots: a stage takes a few minutes
 WORLD = {"scenes": 4710, "width": 168, "height": 112, "jitter": 0.1, "min_objects": 3, "max_objects": 5}
 
 
+@one_meteor()
 def run_demo(
     out: Path,
     seed: int = 0,

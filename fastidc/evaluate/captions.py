@@ -167,7 +167,7 @@ class CaptionScorer:
         try:
             yield
         except BaseException:
-            self.close()
+            self._meteor.abort()
             raise
 
     def _check(self, hypotheses: Mapping[str, str]) -> None:
@@ -224,7 +224,7 @@ class CaptionScorer:
                 return [self._examine(*job, answer) for job, answer in asked]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.close()  # ends the thread's wait
+                self._meteor.abort()  # ends the thread's wait
                 raise
 
     def _asked(self, captions: Mapping[str, str]) -> Answer | None:

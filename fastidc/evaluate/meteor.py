@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,33 @@ class MeteorScores:
     statistics: np.ndarray | None
 
 
+class _Shared:
+    """The process of `one_meteor`, which begins with the first desk that wants one."""
+
+    def __init__(self) -> None:
+        self.process: Meteor | None = None
+        self.lock = threading.Lock()
+
+
+_shared: _Shared | None = None
+
+
+@contextmanager
+def one_meteor() -> Iterator[None]:
+    """Every `MeteorDesk` within the block asks the same process, whose start takes seconds; it ends with the outermost block."""
+    global _shared
+    if _shared is not None:
+        yield
+        return
+    _shared = _Shared()
+    try:
+        yield
+    finally:
+        shared, _shared = _shared, None
+        if shared.process is not None:
+            shared.process.close()
+
+
 class MeteorDesk:
     """Keeps one METEOR process for any number of sets. ``reason``: why there is no METEOR, else None; once given it stays.
 
@@ -42,20 +70,25 @@ class MeteorDesk:
         self.reason = None if wanted else "it was not asked for"
         self.process: Meteor | None = None
         self._progress = progress
-        self._lock = threading.Lock()
+        self._shared = _shared
+        self._lock = threading.Lock() if _shared is None else _shared.lock
 
     def start(self) -> None:
         """Starts the process where there is none and nothing speaks against it; its loading goes on beside the caller's work."""
         if self.process is None and self.reason is None:
             try:
-                self.process = Meteor()
+                if self._shared is None:
+                    self.process = Meteor()
+                    return
+                with self._lock:
+                    self.process = self._shared.process = self._shared.process or Meteor()
             except JavaError as error:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Ends the process; `start` would start another one."""
+        """Ends the process, unless it is others' too; `start` would start another one."""
         process, self.process = self.process, None
-        if process is not None:
+        if process is not None and self._shared is None:
             process.close()
 
     def ask(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Answer | None:
@@ -109,6 +142,14 @@ class MeteorDesk:
                 self._give_up(error)
                 return None
 
+    def abort(self) -> None:
+        """Ends the process whoever shares it, and with it the wait of a thread that has asked."""
+        if self._shared is not None and self._shared.process is self.process:
+            self._shared.process = None  # for whoever comes next another one
+        process, self.process = self.process, None
+        if process is not None:
+            process.close()
+
     def _give_up(self, error: JavaError) -> None:
         self.reason = str(error)
-        self.close()
+        self.abort()

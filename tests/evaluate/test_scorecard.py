@@ -13,7 +13,7 @@ from fastidc.evaluate.blocks import subsets_of
 from fastidc.evaluate.captions import score_by_subset, score_captions
 from fastidc.evaluate.coco import read_overlaps, read_types
 from fastidc.evaluate.intervals import meteor_of, meteor_statistics, middle
-from fastidc.evaluate.meteor import MeteorDesk
+from fastidc.evaluate.meteor import MeteorDesk, one_meteor
 from fastidc.evaluate.scorecard import match, score
 
 REFERENCES = {"1.png": ["the cube is gone", ""], "2.png": ["a ball moved"], "2.png_n": ["there is no change", "nothing moved"]}
@@ -167,6 +167,44 @@ def test_another_meteor_scores_its_own_statistics(monkeypatch, tmp_path, clevr):
         assert "not METEOR 1.5's" in block["METEOR_interval_reason"]
     assert {row["METEOR"] for row in card.captions.values()} == {0.1}
     assert card.as_json()["reasons"] == {"METEOR_interval": "the jar's statistics are not METEOR 1.5's"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for java is a shell script: run this on Linux or macOS")
+def test_one_process_for_everything_within(monkeypatch, tmp_path):
+    """Also nested and from several scorers; one that fails is not handed on; the outermost block's end is the process's."""
+    fake, starts = tmp_path / "java", tmp_path / "starts"
+    row = " ".join(["1.0"] * 23)
+    fake.write_text(
+        f'#!/bin/sh\necho $$ >> {starts}\nwhile read line; do case "$line" in EVAL*) echo 0; echo 0;; *) echo {row};; esac; done\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(java_module, "find_java", lambda: str(fake))
+
+    def ask(*desks):
+        for desk in desks:
+            desk.start()
+            assert desk.ask([["a"]], ["b"]).lines == [row]
+            desk.close()
+
+    count = lambda: len(starts.read_text().split())  # noqa: E731
+    with one_meteor():
+        ask(MeteorDesk(), MeteorDesk())
+        with one_meteor():
+            ask(MeteorDesk())
+        broken = MeteorDesk()
+        broken.start()
+        process = broken.process
+        assert count() == 1
+        assert process._process.poll() is None
+        broken.abort()
+        assert process._process.poll() is not None
+        ask(MeteorDesk())
+        assert count() == 2
+        last = MeteorDesk()
+        last.start()
+    assert last.process._process.poll() is not None
+    ask(MeteorDesk())
+    assert count() == 3
 
 
 @pytest.mark.slow
