@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from fastidc import checkpoint, ops
 from fastidc.config import PRESETS, TrainOptions
+from fastidc.data.records import all_captions, load_records
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
+from fastidc.tokenizer import vocabulary_of
 from fastidc.train.optim import Optimizer
 from fastidc.train.precision import PRECISIONS, Precision, choose_precision
 from fastidc.train.run import train
@@ -247,12 +249,24 @@ def test_choice_and_advice():
 
 
 @pytest.mark.slow
-def test_a_captioner_in_bf16_learns_as_in_fp32(clevr, tmp_path):
-    """200 steps on mini CLEVR-Change from one initialisation: the mean loss within 1%, every stretch of 25 steps within 4%."""
+def test_a_captioner_in_bf16_learns_as_in_fp32(clevr, tmp_path, no_java):
+    """200 steps on mini CLEVR-Change from one initialisation: the mean loss within 1%, every stretch of 25 steps within 4%. The preset's model for
+    pictures of a quarter of its tokens, because a CPU without bf16 units emulates every product."""
+    words = vocabulary_of(all_captions(load_records(clevr)["train"]))
+    config = PRESETS["tiny"].model.replace(image_size=64, vocabulary=words, vocab_size=len(words), captioner_layers=0)
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "start", config, dict(CLIP4IDC(config).named_parameters()), {"preset": "tiny"})
 
     def losses(precision: str) -> torch.Tensor:
         options = TrainOptions(
-            data=clevr, out=tmp_path / precision, preset="tiny", steps=200, batch_size=4, precision=precision, device="cpu", workers=1
+            data=clevr,
+            out=tmp_path / precision,
+            init=str(tmp_path / "start"),
+            steps=200,
+            batch_size=4,
+            precision=precision,
+            device="cpu",
+            workers=1,
         )
         train("finetune", options)
         rows = (tmp_path / precision / "log.jsonl").read_text().splitlines()
