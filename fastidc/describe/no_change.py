@@ -34,9 +34,8 @@ class NoChange:
     """What a model's run folder holds in ``no_change.json``."""
 
     sentences: tuple[str, ...]
-    calibration: Mapping | None = (
-        None  # "scale", "shift" of `fastidc.evaluate.probability`, the "split" and number of "pairs" they were fitted on
-    )
+    calibration: Mapping | None = None
+    """"scale" and "shift" of `fastidc.evaluate.probability`, the "split" and number of "pairs" they were fitted on."""
 
     @classmethod
     def of_run(cls, folder: str | os.PathLike) -> "NoChange | None":
@@ -162,8 +161,9 @@ def change_probabilities(
     return change | none
 
 
-def fit_change_probability(probabilities: Mapping[str, float], records: Sequence[PairRecord], split: str = "val") -> dict | None:
-    """The calibration for `NoChange`, from `change_probabilities` without one over ``records``: a change pair is one, its distractor pair none.
+def fit_change_probability(probabilities: Mapping[str, float], records: Sequence[PairRecord]) -> dict | None:
+    """The calibration for `NoChange`, from `change_probabilities` without one over ``records`` of val: a change pair is one, its distractor pair
+    none.
 
     None where the split has only one of the two kinds, from which nothing can be learnt.
     """
@@ -171,7 +171,7 @@ def fit_change_probability(probabilities: Mapping[str, float], records: Sequence
     if set(labels.values()) != {0, 1}:
         return None
     fitted = calibrate([probabilities[name] for name in labels], list(labels.values()))
-    return {"scale": fitted.scale, "shift": fitted.shift, "split": split, "pairs": len(labels)}
+    return {"scale": fitted.scale, "shift": fitted.shift, "split": "val", "pairs": len(labels)}
 
 
 def write_change_probabilities(folder: str | os.PathLike, split: str, probabilities: Mapping[str, float]) -> Path:
