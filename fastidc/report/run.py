@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastidc import checkpoint
-from fastidc.data.records import read_json
 from fastidc.describe.loading import Ready, load
 from fastidc.describe.no_change import NoChange
 from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import CHANGE_TYPES
-from fastidc.evaluate.rerun import RunFolder
+from fastidc.evaluate.rerun import RunFolder, read_probabilities
 from fastidc.evaluate.scorecard import Scorecard, match, score
 from fastidc.report import gallery, tables
 from fastidc.report.curves import LOG_FILE, charts, read_rows
@@ -196,11 +195,8 @@ class _Builder:
         path = self.run.folder / f"change_{SPLIT}.json"
         if not path.is_file():
             return {}
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise FastidcError(f"{path}: an object {{image_id: p}} was expected; fine-tune again or delete the file.")
         known = NoChange.of_run(self.run.folder) or NoChange(())
-        return {name: known.calibrated(p) for name, p in gallery.probabilities(values, path).items()}
+        return {name: known.calibrated(p) for name, p in read_probabilities(path).items()}
 
 
 def _note(chosen: Sequence, known: Mapping) -> str:
