@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastidc.checkpoint import NO_CHANGE_FILE
 from fastidc.data.images import Pixels
 from fastidc.data.loaders import ahead, in_order
 from fastidc.data.records import PairRecord, read_json
@@ -19,7 +20,6 @@ from fastidc.files import write_json
 from fastidc.packed import caption_lengths
 from fastidc.tokenizer import Tokenizer
 
-NO_CHANGE_FILE = "no_change.json"
 ROWS = 1 << 14  # words of sentences that pass the decoder at a time
 LOGITS = 1 << 24  # numbers of the vocabulary product that exist at a time
 
