@@ -100,14 +100,20 @@ def sentence_log_probs(model, tokens: Tensor, sentences: Sentences) -> Tensor:
         part = slice(first, first + step)
         lengths = sentences.lengths[part]
         longest = int(lengths.max())
-        inputs, targets = (x[part, :longest].to(tokens.device) for x in (sentences.inputs, sentences.targets))
-        real = (torch.arange(longest) < lengths[:, None]).to(tokens.device)
+        real = torch.arange(longest) < lengths[:, None]
+        # on the host, which knows the lengths: a mask on the device would have to be waited for
+        made = (
+            sentences.inputs[part, :longest],
+            sentences.targets[part, :longest][real],
+            real.flatten().nonzero()[:, 0],
+            real.nonzero()[:, 0],
+        )
+        inputs, targets, places, owner = (x.to(tokens.device, non_blocking=True) for x in made)
         x = captioner.decode(inputs.repeat(pairs, 1), memory, text.token_embedding, text.position)
-        x = x.view(pairs, *inputs.shape, -1)[:, real]  # [B, words, E]
-        found = _word_log_probs(x.flatten(0, 1), targets[real].repeat(pairs), text.token_embedding, captioner.head_bias)
-        owner = real.nonzero()[:, 0].expand(pairs, -1)
+        x = x.view(pairs, inputs.numel(), -1).index_select(1, places)  # [B, words, E]
+        found = _word_log_probs(x.flatten(0, 1), targets.repeat(pairs), text.token_embedding, captioner.head_bias)
         sums = torch.zeros(pairs, len(lengths), dtype=torch.float64, device=tokens.device)
-        out[:, part] = sums.scatter_add(1, owner, found.double().view(pairs, -1))
+        out[:, part] = sums.scatter_add(1, owner.expand(pairs, -1), found.double().view(pairs, -1))
     return out
 
 
