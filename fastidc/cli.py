@@ -90,6 +90,12 @@ def _group(name: str, actions: Mapping[str, Callable], line: Sequence[str]) -> C
     return command
 
 
+def _say(sentence: str, all_of_them: bool = False) -> None:
+    """On stderr; of torchrun's processes the first one speaks, unless ``all_of_them`` do."""
+    if all_of_them or os.environ.get("RANK", "0") == "0":
+        print(f"fastidc: {sentence}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0, 1 where a command left something out and says so, 2 for bad input, 130 when interrupted, see `fastidc.errors.Interrupted`)."""
     import tyro
@@ -106,16 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except FastidcError as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostPeerError):  # of torchrun's processes one speaks
-            print(f"fastidc: {error}", file=sys.stderr)
+        _say(str(error), all_of_them=isinstance(error, LostPeerError))
         return 2
     except Interrupted as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"fastidc: {stopped}", file=sys.stderr)
+        _say(str(stopped))
         return stopped.code
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("fastidc: interrupted.", file=sys.stderr)
+        _say("interrupted.")
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,8 +21,7 @@ from fastidc.model.clip4idc import CLIP4IDC
 
 LAYOUTS = ("fastidc", "official", "openai")
 DTYPES = ("keep", "fp32", "official")
-NO_CHANGE_FILE = "no_change.json"  # what a probability of a change is reckoned from, see `fastidc.describe.no_change`
-_OURS = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, NO_CHANGE_FILE)
+_OURS = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, checkpoint.NO_CHANGE_FILE)
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,8 @@ def _write_folder(out: Path, read: checkpoint.Read, weights: Mapping[str, Tensor
         extra["clip_extras"] = {key: {"dtype": str(t.dtype).removeprefix("torch."), "value": t.tolist()} for key, t in read.extras.items()}
     with folder_aside(out) as aside:
         checkpoint.save(aside, read.config, weights, extra)
-        if read.folder is not None and (read.folder / NO_CHANGE_FILE).is_file():
-            shutil.copyfile(read.folder / NO_CHANGE_FILE, aside / NO_CHANGE_FILE)
+        if read.folder is not None and (read.folder / checkpoint.NO_CHANGE_FILE).is_file():
+            shutil.copyfile(read.folder / checkpoint.NO_CHANGE_FILE, aside / checkpoint.NO_CHANGE_FILE)
 
 
 @contextmanager

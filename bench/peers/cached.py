@@ -23,8 +23,8 @@ CORES = os.cpu_count() or 1
 def variants() -> list[Variant]:
     counts = sorted({1, CORES})
     return [
-        *(Variant(f"cache on disk, {_threads(n)}", lambda case, n=n: _gather(case, n), ours=True) for n in counts),
-        Variant(f"cache on disk, {_threads(CORES)}, cold", lambda case: _gather(case, CORES, cold=True), _no_advice, ours=True),
+        *(Variant(f"cache on disk, {threads_said(n)}", lambda case, n=n: _gather(case, n), ours=True) for n in counts),
+        Variant(f"cache on disk, {threads_said(CORES)}, cold", lambda case: _gather(case, CORES, cold=True), _no_advice, ours=True),
         Variant("cache in memory, 1 thread", lambda case: _gather(case, 1, in_memory=True), ours=True),
     ]
 
@@ -32,12 +32,13 @@ def variants() -> list[Variant]:
 def build_variants() -> list[Variant]:
     """Named as the decoding is, so that the ratio is to one worker."""
     return [
-        *(Variant(f"Pillow, {_threads(n)}", lambda case, n=n: _build(n), ours=n > 1) for n in sorted({1, 2, CORES})),
-        Variant(f"DALI, {_threads(CORES)}", lambda case: _build(CORES, "dali"), ours=True, needs=("nvidia.dali",)),
+        *(Variant(f"Pillow, {threads_said(n)}", lambda case, n=n: _build(n), ours=n > 1) for n in sorted({1, 2, CORES})),
+        Variant(f"DALI, {threads_said(CORES)}", lambda case: _build(CORES, "dali"), ours=True, needs=("nvidia.dali",)),
     ]
 
 
-def _threads(count: int) -> str:
+def threads_said(count: int) -> str:
+    """ "1 thread", "2 threads" """
     return f"{count} thread{'s' * (count > 1)}"
 
 

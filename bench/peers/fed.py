@@ -86,7 +86,7 @@ def wrong_pixels(case: Case, kind: str) -> int:
     loader, cache = _loader(case, kind)
     batch = next(iter(loader.epoch(0)))
     images, patch = batch.images, case.shape["config"].patch_size
-    scenes = {record.id: record for record in dict.fromkeys(_records(loader))}
+    scenes = {record.id: record for record in _records(loader)}
     shown = [scenes[name.partition("#")[0]].images for name in batch.ids]
     want = np.stack([[np.array(cache.pixels[int(path.stem)]) for path in paths] for paths in shown])
     given = images.to(case.device).flat() if isinstance(images, Picked) else (images.to(case.device).flatten(0, 1), None, None)

@@ -1,7 +1,6 @@
 """Decoding and resizing: Pillow in threads and DALI's pipelines (ours), Pillow in worker processes, torchvision on the host and on the GPU,
 DALI as its manual has it."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,41 +9,29 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Variant
+from bench.peers.cached import CORES, threads_said
 
 WORKERS = 4  # of the official command line
-_DALI = ("nvidia.dali",)
 
 
 def variants() -> list[Variant]:
-    cores = os.cpu_count() or 1
-    counts = sorted({WORKERS, cores} - {1})
+    counts, few, ours = sorted({WORKERS, CORES} - {1}), sorted({1, CORES}), {"ours": True, "needs": ("nvidia.dali",)}
     return [
         Variant("Pillow, 1 thread", lambda case: _one_by_one(case)),
         *(Variant(f"fastidc, {n} threads", lambda case, n=n: _threads(case, n), ours=True) for n in counts),
         Variant(f"DataLoader, {WORKERS} workers", _data_loader),
+        *(Variant(f"fastidc DALI, {threads_said(n)}", lambda case, n=n: _pipelines(case, n, "dali"), **ours) for n in few),
         *(
-            Variant(f"fastidc DALI, {n} thread{'s' * (n > 1)}", lambda case, n=n: _pipelines(case, n, "dali"), ours=True, needs=_DALI)
-            for n in sorted({1, cores})
+            Variant(f"fastidc DALI + Pillow's squash, {threads_said(n)}", lambda case, n=n: _pipelines(case, n, "pillow"), _host, **ours)
+            for n in few
         ),
+        Variant("fastidc DALI + squash kernel", lambda case: _pipelines(case, CORES, "kernel"), _kernel, **ours),
         *(
-            Variant(
-                f"fastidc DALI + Pillow's squash, {n} thread{'s' * (n > 1)}",
-                lambda case, n=n: _pipelines(case, n, "pillow"),
-                _host,
-                True,
-                _DALI,
-            )
-            for n in sorted({1, cores})
-        ),
-        Variant("fastidc DALI + squash kernel", lambda case: _pipelines(case, cores, "kernel"), _kernel, ours=True, needs=_DALI),
-        *(
-            Variant(
-                f"torchvision on the host, {n} thread{'s' * (n > 1)}", lambda case, n=n: _torchvision_host(case, n), needs=("torchvision",)
-            )
+            Variant(f"torchvision on the host, {threads_said(n)}", lambda case, n=n: _torchvision_host(case, n), needs=("torchvision",))
             for n in (1, WORKERS)
         ),
         Variant("torchvision nvJPEG", _torchvision_gpu, _jpeg_on_cuda, needs=("torchvision",)),
-        Variant("DALI, its own reader", _dali, _cuda, needs=_DALI),
+        Variant("DALI, its own reader", _dali, _cuda, needs=("nvidia.dali",)),
     ]
 
 
@@ -170,7 +157,7 @@ def _dali(case: Case):
     kept = {}
 
     def built(paths: tuple[str, ...], side: int):
-        @pipeline_def(batch_size=len(paths), num_threads=os.cpu_count() or 1, device_id=0)
+        @pipeline_def(batch_size=len(paths), num_threads=CORES, device_id=0)
         def graph():
             encoded, _ = fn.readers.file(files=list(paths), random_shuffle=False)
             pixels = fn.decoders.image(encoded, device="mixed", output_type=types.RGB)

@@ -1,5 +1,6 @@
 """Reading and writing weights: fastidc folders, official CLIP4IDC files, OpenAI and open_clip CLIPs."""
 
+from fastidc.checkpoint.hub import NO_CHANGE_FILE
 from fastidc.checkpoint.names import (
     OPENAI_EXTRAS,
     PAIR_PARAMETERS,
@@ -27,6 +28,7 @@ from fastidc.checkpoint.write import check_expressible, save, save_official, sav
 __all__ = [
     "CONFIG_FILE",
     "FORMAT",
+    "NO_CHANGE_FILE",
     "OPENAI_EXTRAS",
     "PAIR_PARAMETERS",
     "WEIGHTS_FILE",

@@ -13,7 +13,8 @@ from typing import Any
 from fastidc.errors import FastidcError
 
 PREFIX = "hub:"
-_CONFIG, _WEIGHTS, _BESIDE = "config.json", "model.safetensors", "no_change.json"
+NO_CHANGE_FILE = "no_change.json"  # beside the weights: what a probability of a change is reckoned from, see `fastidc.describe.no_change`
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 @functools.cache
@@ -22,9 +23,9 @@ def fetch(source: str) -> Path:
     FastidcError, a sentence with ``source``, for whatever keeps it from being there."""
     repository, revision = parse(source)
     library = hub_library(source)
-    config = _snapshot(library, source, repository, revision, [_CONFIG, _BESIDE])
+    config = _snapshot(library, source, repository, revision, [_CONFIG, NO_CHANGE_FILE])
     _check_config(source, config / _CONFIG)
-    folder = _snapshot(library, source, repository, config.name, [_CONFIG, _BESIDE, _WEIGHTS])
+    folder = _snapshot(library, source, repository, config.name, [_CONFIG, NO_CHANGE_FILE, _WEIGHTS])
     if not (folder / _WEIGHTS).is_file():
         raise FastidcError(f"{source}: has no {_WEIGHTS}, the only form of weights that is read from the Hub; ask its owner.")
     return folder

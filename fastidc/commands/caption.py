@@ -49,18 +49,17 @@ def caption(
         device: Where to run.
         workers: Threads that read images.
     """
+    how = {"beams": beams, "length_penalty": penalty_of(beams, length_penalty)}
     if after is None and (before == _STREAM or _is_many(Path(before))):
         for flag, value in (("--figure", figure), ("--json", json)):
             if value:
                 raise FastidcError(f"{flag} belongs to one pair, BEFORE AFTER; rows of many pairs are JSON anyway.")
-        how = {"beams": beams, "length_penalty": penalty_of(beams, length_penalty)}
         return _many(before, out, split, images, batch_size, workers, how, _maker(model, device, how, tell=True))
     if after is None:
         raise FastidcError(f"{before}: is alone; give BEFORE and AFTER, or a folder, a table or - for many pairs.")
     for flag, value in (("--out", out), ("--images", images), ("--split", None if split == "all" else split)):
         if value is not None:
             raise FastidcError(f"{flag} belongs to many pairs, a folder, a table or -; leave it out for one.")
-    how = {"beams": beams, "length_penalty": penalty_of(beams, length_penalty)}
     return _one(before, after, json, figure, _maker(model, device, how, tell=json))
 
 

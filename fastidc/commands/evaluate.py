@@ -1,9 +1,9 @@
 """`fastidc evaluate captions|retrieval|run`."""
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from fastidc.commands.caption import say
 from fastidc.errors import FastidcError
 
 
@@ -46,7 +46,7 @@ def captions(
         raise FastidcError(f"{iou}: names none of the scenes of {predictions}; give the IoU file of this data set.")
     _check_resamples(resamples, seed)
     options: dict[str, Any] = {"types": kinds, "overlaps": overlaps, "resamples": resamples, "seed": seed}
-    card = score(known, hypotheses, **options, warnings=warnings, report=_say)
+    card = score(known, hypotheses, **options, warnings=warnings, report=say)
     print(card.table())
     _write(json, card.as_json() | {"files": {"references": str(references), "predictions": str(predictions)}})
     if csv is not None:
@@ -155,7 +155,7 @@ def _finetuned(folder, data, split, beams, device, resamples, seed, json, facts,
     if found is None or folder.data.exists():
         records = folder.records(split)
     else:
-        _say(f"{folder.data} is not there, so pairs have no types; say with --data where the data are.")
+        say(f"{folder.data} is not there, so pairs have no types; say with --data where the data are.")
     if found is None:
         found = _caption_again(folder, records, device, beams)
         facts = facts | {"captions": "made again"}
@@ -170,7 +170,7 @@ def _finetuned(folder, data, split, beams, device, resamples, seed, json, facts,
         resamples=resamples,
         seed=seed,
         warnings=warnings,
-        report=_say,
+        report=say,
     )
     said = about_change(hypotheses, types)
     print(card.table())
@@ -234,7 +234,9 @@ def _check_resamples(resamples: int, seed: int) -> None:
 
 
 def _bootstrap(resamples: int, seed: int) -> dict[str, Any]:
-    return {"level": 0.95, "resamples": resamples, "seed": seed, "unit": "pair"}
+    from fastidc.evaluate.intervals import LEVEL
+
+    return {"level": LEVEL, "resamples": resamples, "seed": seed, "unit": "pair"}
 
 
 def _percent(share: float | None) -> str:
@@ -246,9 +248,3 @@ def _write(path: Path | None, value: dict[str, Any]) -> None:
 
     if path is not None:
         print(f"wrote {write_json(path, value)}")
-
-
-def _say(sentence: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(f"fastidc: {sentence}", file=sys.stderr)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastidc.describe.loading import Ready, load
+from fastidc.describe.loading import load
 from fastidc.describe.pixels import Image, to_pixels
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
@@ -106,8 +106,7 @@ def attention_maps(model: Any, before: Image, after: Image) -> Maps:
     again from the two layers' inputs. With ``pair_input="difference"`` the after-image's tokens in the inter layer are those of the
     difference. FastidcError for an image that cannot be read and a model without an inter layer.
     """
-    ready = getattr(model, "ready", model)
-    ready = ready if isinstance(ready, Ready) else load(ready)
+    ready = load(getattr(model, "ready", model))
     pixels = [to_pixels(image, ready.model.config.image_size, name) for name, image in (("before", before), ("after", after))]
     with ready.asked():
         return encode_with_maps(ready.model, torch.from_numpy(np.stack(pixels))[None].to(ready.device))[1][0]

@@ -26,10 +26,7 @@ def figure(description: Description, out: str | os.PathLike | None = None, *, ma
     picture's own size by bicubic interpolation, and the two of a row are on one scale, from 0 to the larger one's peak.
     FastidcError where matplotlib is not installed, an image cannot be read, or ``out`` has no format that it writes.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FastidcError("a figure needs matplotlib, which is not installed: pip install matplotlib.") from None
+    Figure = _figure_class()
     pictures = []
     for name, image in (("before", description.before), ("after", description.after)):
         try:
@@ -57,6 +54,14 @@ def figure(description: Description, out: str | os.PathLike | None = None, *, ma
     return drawn
 
 
+def _figure_class():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FastidcError("a figure needs matplotlib, which is not installed: pip install matplotlib.") from None
+    return Figure
+
+
 def _height(pictures: list, rows: int) -> float:
     """Inches: what a row of the wider-than-tall or taller-than-wide pictures needs, within reason, and the lines below."""
     shape = max(picture.height / picture.width for picture in pictures)
@@ -65,11 +70,7 @@ def _height(pictures: list, rows: int) -> float:
 
 def check_format(out: str | os.PathLike) -> None:
     """FastidcError unless `figure` can write a file of this name; asks before a model is loaded."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FastidcError("a figure needs matplotlib, which is not installed: pip install matplotlib.") from None
-    known, suffix = Figure().canvas.get_supported_filetypes(), Path(out).suffix[1:].lower()
+    known, suffix = _figure_class()().canvas.get_supported_filetypes(), Path(out).suffix[1:].lower()
     if suffix not in known:
         raise FastidcError(f"{out}: a figure's name ends in one of {', '.join(sorted(known))}.")
 

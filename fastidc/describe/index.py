@@ -1,6 +1,5 @@
 """Embeddings kept in a file, with what they were made of and by, so that neither can change unnoticed."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastidc.describe.loading import Ready
+from fastidc.describe.loading import Ready, digest_of
 from fastidc.errors import FastidcError
 from fastidc.files import aside
 
@@ -21,14 +20,9 @@ _AGAIN = "make the index again with --save"
 
 def fingerprint(ready: Ready) -> str:
     """Of everything that an embedding depends on: both towers' weights, their shape, the longest caption, the precision."""
-    digest = hashlib.blake2b(digest_size=16)
     shape = {name: value for name, value in ready.model.config.to_dict().items() if name not in ("captioner_layers", "dropout")}
-    digest.update(json.dumps([shape, ready.max_words, str(ready.autocast_dtype)]).encode())
-    for tower in (ready.model.pair_encoder, ready.model.text_encoder):
-        for name, weight in sorted(tower.named_parameters()):
-            digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    about = json.dumps([shape, ready.max_words, str(ready.autocast_dtype)])
+    return digest_of(about, ready.model.pair_encoder, ready.model.text_encoder)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A model made ready to be asked: read, on its device, in evaluation mode, with its tokenizer and what its run folder says."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from fastidc import checkpoint
 from fastidc.describe.no_change import NoChange
@@ -98,6 +100,16 @@ def load(source, device: str = "auto", precision: Precision = "auto", max_words:
         words = _checked(max_words, model, name)
     model.eval()
     return Ready(model, Tokenizer.of(model.config), name, words, _autocast(precision, model.logit_scale.device), no_change)
+
+
+def digest_of(about: str, *modules: nn.Module) -> str:
+    """BLAKE2b-128, hexadecimal, of ``about`` and of the names, shapes, dtypes and bytes of the modules' parameters."""
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for module in modules:
+        for name, weight in sorted(module.named_parameters()):
+            digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _checked(max_words: int, model: CLIP4IDC, name: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastidc.checkpoint import NO_CHANGE_FILE
 from fastidc.data.images import Pixels
 from fastidc.data.loaders import ahead, in_order
 from fastidc.data.records import PairRecord, read_json
@@ -19,7 +20,6 @@ from fastidc.files import write_json
 from fastidc.packed import caption_lengths
 from fastidc.tokenizer import Tokenizer
 
-NO_CHANGE_FILE = "no_change.json"
 ROWS = 1 << 14  # words of sentences that pass the decoder at a time
 LOGITS = 1 << 24  # numbers of the vocabulary product that exist at a time
 
@@ -34,9 +34,8 @@ class NoChange:
     """What a model's run folder holds in ``no_change.json``."""
 
     sentences: tuple[str, ...]
-    calibration: Mapping | None = (
-        None  # "scale", "shift" of `fastidc.evaluate.probability`, the "split" and number of "pairs" they were fitted on
-    )
+    calibration: Mapping | None = None
+    """"scale" and "shift" of `fastidc.evaluate.probability`, the "split" and number of "pairs" they were fitted on."""
 
     @classmethod
     def of_run(cls, folder: str | os.PathLike) -> "NoChange | None":
@@ -101,14 +100,20 @@ def sentence_log_probs(model, tokens: Tensor, sentences: Sentences) -> Tensor:
         part = slice(first, first + step)
         lengths = sentences.lengths[part]
         longest = int(lengths.max())
-        inputs, targets = (x[part, :longest].to(tokens.device) for x in (sentences.inputs, sentences.targets))
-        real = (torch.arange(longest) < lengths[:, None]).to(tokens.device)
+        real = torch.arange(longest) < lengths[:, None]
+        # on the host, which knows the lengths: a mask on the device would have to be waited for
+        made = (
+            sentences.inputs[part, :longest],
+            sentences.targets[part, :longest][real],
+            real.flatten().nonzero()[:, 0],
+            real.nonzero()[:, 0],
+        )
+        inputs, targets, places, owner = (x.to(tokens.device, non_blocking=True) for x in made)
         x = captioner.decode(inputs.repeat(pairs, 1), memory, text.token_embedding, text.position)
-        x = x.view(pairs, *inputs.shape, -1)[:, real]  # [B, words, E]
-        found = _word_log_probs(x.flatten(0, 1), targets[real].repeat(pairs), text.token_embedding, captioner.head_bias)
-        owner = real.nonzero()[:, 0].expand(pairs, -1)
+        x = x.view(pairs, inputs.numel(), -1).index_select(1, places)  # [B, words, E]
+        found = _word_log_probs(x.flatten(0, 1), targets.repeat(pairs), text.token_embedding, captioner.head_bias)
         sums = torch.zeros(pairs, len(lengths), dtype=torch.float64, device=tokens.device)
-        out[:, part] = sums.scatter_add(1, owner, found.double().view(pairs, -1))
+        out[:, part] = sums.scatter_add(1, owner.expand(pairs, -1), found.double().view(pairs, -1))
     return out
 
 
@@ -162,8 +167,9 @@ def change_probabilities(
     return change | none
 
 
-def fit_change_probability(probabilities: Mapping[str, float], records: Sequence[PairRecord], split: str = "val") -> dict | None:
-    """The calibration for `NoChange`, from `change_probabilities` without one over ``records``: a change pair is one, its distractor pair none.
+def fit_change_probability(probabilities: Mapping[str, float], records: Sequence[PairRecord]) -> dict | None:
+    """The calibration for `NoChange`, from `change_probabilities` without one over ``records`` of val: a change pair is one, its distractor pair
+    none.
 
     None where the split has only one of the two kinds, from which nothing can be learnt.
     """
@@ -171,7 +177,7 @@ def fit_change_probability(probabilities: Mapping[str, float], records: Sequence
     if set(labels.values()) != {0, 1}:
         return None
     fitted = calibrate([probabilities[name] for name in labels], list(labels.values()))
-    return {"scale": fitted.scale, "shift": fitted.shift, "split": split, "pairs": len(labels)}
+    return {"scale": fitted.scale, "shift": fitted.shift, "split": "val", "pairs": len(labels)}
 
 
 def write_change_probabilities(folder: str | os.PathLike, split: str, probabilities: Mapping[str, float]) -> Path:

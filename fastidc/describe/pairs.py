@@ -187,7 +187,7 @@ def _rows(path: Path) -> Iterator[_Line]:
     try:
         if path.suffix.lower() == ".jsonl":
             with path.open("rb") as file:
-                yield from json_lines(file, str(path))
+                yield from _json_lines(file, str(path))
             return
         # a byte that is no UTF-8 becomes half a surrogate pair, which costs its own row
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -225,7 +225,7 @@ def _check_fields(where: str, fields: Iterable[str]) -> None:
             raise FastidcError(f"{where} has no field {field!r}; it needs {' and '.join(NEEDED)}.")
 
 
-def json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
+def _json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
     """Lines of JSONL as rows with before and after, blank ones left out; errors begin with ``name`` and the line."""
     for number, line in enumerate(lines, 1):
         where = f"{name}: line {number}"
@@ -244,25 +244,23 @@ def json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
             what = f"must be an object with {' and '.join(NEEDED)}, got {kind_of(values)}."
             yield _Line(number, None, FastidcError(f"{where} {what}"))
             continue
-        row, found = (
-            Row(where, {field: value for field, value in values.items() if value is not None and value != ""}, is_table=False),
-            None,
-        )
+        found = None
         try:
             _check_fields(where, values)
         except FastidcError as error:
             found = error
-        yield _Line(number, row, found)
+        fields = {field: value for field, value in values.items() if value is not None and value != ""}
+        yield _Line(number, Row(where, fields, is_table=False), found)
 
 
-def stream_pairs(lines: Iterable[str | bytes], images: Path | None = None, name: str = "standard input") -> Iterator[Pair | BadRow]:
+def stream_pairs(lines: Iterable[str | bytes], images: Path | None = None) -> Iterator[Pair | BadRow]:
     """Pairs of JSONL lines as they come: {"before": path, "after": path} and perhaps "id"; paths count from ``images`` or from here.
 
     Without an id a pair is called after its files, as in a table; one that is called as an earlier one has "#2", "#3", ... behind it.
     A line that does not fit is a `BadRow`, whose error names it.
     """
     folder, uses, taken = images or Path(), Counter(), set()
-    for line in json_lines(lines, name):
+    for line in _json_lines(lines, "standard input"):
         fields = _fields_of(line, "all")
         if isinstance(fields, FastidcError):
             yield _bad(line, fields, taken)

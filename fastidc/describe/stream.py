@@ -1,6 +1,5 @@
 """Captions of many pairs as JSONL that can be gone on with: one row a pair, in the order of the pairs."""
 
-import hashlib
 import json
 import os
 import sys
@@ -13,9 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from fastidc.describe.describer import Describer
+from fastidc.describe.loading import digest_of
 from fastidc.describe.pairs import BadRow, Pair
 from fastidc.errors import FastidcError
 from fastidc.files import exclusive, write_json
@@ -43,14 +41,10 @@ def line_of(row: dict[str, Any]) -> str:
 
 def made_by(describer: Describer) -> dict[str, Any]:
     """What a caption depends on beside its images; rows of one file agree in it. "source" is for a reader, the weights are compared."""
-    model, digest = describer.ready.model, hashlib.blake2b(digest_size=16)
+    model = describer.ready.model
     shape = {name: value for name, value in model.config.to_dict().items() if name != "dropout"}
-    digest.update(json.dumps(shape, sort_keys=True).encode())
-    for name, weight in sorted(model.named_parameters()):
-        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     how = {"beams": describer.beams, "length_penalty": describer.length_penalty, "max_words": describer.ready.max_words}
-    return {"model": digest.hexdigest(), "source": describer.ready.source, **how}
+    return {"model": digest_of(json.dumps(shape, sort_keys=True), model), "source": describer.ready.source, **how}
 
 
 class CaptionFile:

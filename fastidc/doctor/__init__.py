@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def examine(data: str | Path | None = None) -> dict[str, Any]:
-    """Everything that `report` prints, for JSON. data: the folder where a cache would lie; by default this one.
+    """Everything that `text_of` prints, for JSON. data: the folder where a cache would lie; by default this one.
 
     Imports what is installed, asks the driver for its devices and Java for its version; starts nothing else. FastidcError where FASTIDC_BACKEND
     names what is not there.
@@ -38,13 +38,8 @@ def examine(data: str | Path | None = None) -> dict[str, Any]:
     } | chosen
 
 
-def report(data: str | Path | None = None) -> str:
-    """`examine` as text of at most `WIDTH` columns."""
-    return text_of(examine(data))
-
-
 def text_of(facts: dict[str, Any]) -> str:
-    """What `examine` found, as text."""
+    """What `examine` found, as text of at most `WIDTH` columns."""
     parts = [_versions(facts), _packages(facts), _room(facts), _backends(facts["backends"])]
     parts += [_step(step) for step in facts["steps"]]
     return "\n\n".join("\n".join(line for text in part for line in _wrapped(text)) for part in parts)

@@ -26,9 +26,7 @@ def format_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, A
     ``metrics`` (change accuracy, retrieval) follow as ``name  value``, as they are.
     """
     table = _score_table(metrics, constant)
-    lines = _aligned([table.columns, *table.rows]) if table.rows else []
-    if lines:
-        lines.insert(1, "-" * len(lines[0]))
+    lines = ruled([table.columns, *table.rows]) if table.rows else []
     others = [list(item) for item in other_values(metrics)]
     if others:
         lines += ["", *_aligned(others)] if lines else _aligned(others)
@@ -37,7 +35,13 @@ def format_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, A
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip() for row in rows]
+
+
+def ruled(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of ``rows`` in columns, the first to the left and the others to the right; the first row is the head, with a rule below it."""
+    lines = _aligned(rows)
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def _score_table(metrics: Mapping[str, Any], constant: tuple[str, Mapping[str, Any]] | None) -> _Table:

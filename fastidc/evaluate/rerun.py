@@ -150,18 +150,19 @@ def change_probabilities(folder: Path, split: str) -> dict[str, Any] | None:
     file, val = folder / f"change_{split}.json", folder / "change_val.json"
     if not file.is_file():
         return None
-    values, changed = _read_probabilities(file)
+    values, changed = _labelled(read_probabilities(file))
     if len(set(changed)) < 2:
         raise FastidcError(f"{file}: all its pairs are of one kind; it needs pairs with a change and ids of pairs without one (..._n).")
     result = {"auc": auc(values, changed), "calibration_error": calibration_error(values, changed), "pairs": len(values)}
     if split != "val" and val.is_file():
-        calibration = calibrate(*_read_probabilities(val))
+        calibration = calibrate(*_labelled(read_probabilities(val)))
         result["calibrated_error"] = calibration_error(calibration(values), changed)
         result["calibration"] = {"scale": calibration.scale, "shift": calibration.shift, "fitted_on": "val"}
     return result
 
 
-def _read_probabilities(file: Path) -> tuple[list[float], list[bool]]:
+def read_probabilities(file: Path) -> dict[str, float]:
+    """``change_SPLIT.json``: image_id -> p, not calibrated. Raises FastidcError that names the file and the entry."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -171,4 +172,8 @@ def _read_probabilities(file: Path) -> tuple[list[float], list[bool]]:
     for pair, value in content.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise FastidcError(f"{file}: {pair!r} is {value!r}; give a number from 0 to 1.")
-    return list(content.values()), [not is_no_change_id(pair) for pair in content]
+    return content
+
+
+def _labelled(probabilities: Mapping[str, float]) -> tuple[list[float], list[bool]]:
+    return list(probabilities.values()), [not is_no_change_id(pair) for pair in probabilities]

@@ -12,6 +12,7 @@ import numpy as np
 from fastidc.errors import FastidcError
 from fastidc.evaluate.intervals import RESAMPLES, retrieval_intervals
 from fastidc.evaluate.paper import KS
+from fastidc.evaluate.report import ruled
 from fastidc.evaluate.retrieval import retrieval_metrics, retrieval_ranks
 
 _DIRECTIONS = {"text_to_pair": "text -> pair", "pair_to_text": "pair -> text"}
@@ -69,7 +70,4 @@ def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
             rows.append([title, ties, str(values["queries"]), *(f"{values[name]:.1f}" for name in names)])
             if intervals := values.get("intervals"):
                 rows.append(["", "", "", *(f"{intervals[name][0]:.1f}-{intervals[name][1]:.1f}" for name in names)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+    return "\n".join(ruled(rows))

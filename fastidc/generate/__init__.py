@@ -9,7 +9,7 @@ from fastidc.generate.greedy import Greedy
 from fastidc.generate.plan import plan_for
 from fastidc.generate.step import Decoder, compiled_next_words, next_words
 
-__all__ = ["Decoder", "beam_search", "check", "decode", "greedy"]
+__all__ = ["Decoder", "check", "decode"]
 
 MOST_PENALTY = 10  # length ** it is still a number in fp32, and nobody has use for more
 
@@ -34,32 +34,6 @@ def check(pairs: int, max_length: int, beams: int, length_penalty: float, stop_e
         raise FastidcError(f"length_penalty must lie in 0 to {MOST_PENALTY}, got {length_penalty}.")
     if length_penalty and beams == 1:
         raise FastidcError(f"length_penalty {length_penalty} chooses among beams, and there is one; give more beams, or leave it out.")
-
-
-def greedy(
-    captioner, tokens: Tensor, words: Tensor, positions: Tensor, *, start_id: int, end_id: int, max_length: int, stop_early: bool, **how
-) -> tuple[Tensor, Tensor]:
-    """The most likely word at every step: `decode` by `Greedy`. words [V, E]; positions [P, E], ``max_length`` <= P."""
-    return decode(Decoder(captioner, words, positions, start_id, end_id), tokens, max_length, stop_early=stop_early, **how)
-
-
-def beam_search(
-    captioner,
-    tokens: Tensor,
-    words: Tensor,
-    positions: Tensor,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    beams: int,
-    length_penalty: float = 0.0,
-    **how,
-) -> tuple[Tensor, Tensor]:
-    """The best caption that ``beams`` running at once come upon: `decode` by `Beams`."""
-    return decode(
-        Decoder(captioner, words, positions, start_id, end_id), tokens, max_length, beams=beams, length_penalty=length_penalty, **how
-    )
 
 
 @torch.no_grad()

@@ -56,13 +56,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def charts(folder: Path, selected: dict[str, Any] | None) -> list[Chart]:
+def charts(log: Sequence[dict[str, Any]], folder: Path, selected: dict[str, Any] | None) -> list[Chart]:
     """Loss, learning rates, gradient norm and validation scores of a run folder; those that it has rows for.
 
-    selected: what ``metrics.json`` says of the epoch that was kept. Scores of every epoch are in ``scores.jsonl`` where the run wrote it
+    log: the rows of its ``log.jsonl``. selected: what ``metrics.json`` says of the epoch that was kept. Scores of every epoch are in ``scores.jsonl`` where the run wrote it
     ({"epoch" from 0, "criterion", "score"}); else that epoch's is the only one.
     """
-    steps = [row for row in read_rows(folder / LOG_FILE) if isinstance(row.get("step"), int)]
+    steps = [row for row in log if isinstance(row.get("step"), int)]
     found = []
     x, loss = _column(steps, "loss")
     if x:

@@ -1,6 +1,6 @@
 """The pairs of a page: which of them, what is said of each, and one pass of the model over them for its maps."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,3 @@ def _laid(before, after, maps: Maps):
         peak = max(float(heat.max()) for heat in heats)
         rows.append([overlaid(picture, heat, peak) for picture, heat in zip((before, after), heats, strict=True)])
     return mosaic(rows, 2 * before.width, 2 * before.height)
-
-
-def probabilities(values: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """``change_test.json``; FastidcError names an entry that is no probability."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise FastidcError(f"{path}: {name!r} is {value!r}; a number from 0 to 1 was expected, fine-tune again or delete the file.")
-    return dict(values)

@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastidc.files import write_text
@@ -82,7 +82,7 @@ class Page:
     query_note: str = ""
     cards: Sequence[Card] = ()
     gallery_note: str = ""
-    legend: Sequence[str] = field(default_factory=tuple)  # below the gallery's heading: what maps and judgements mean
+    legend: Sequence[str] = ()  # below the gallery's heading: what maps and judgements mean
 
 
 def render(page: Page) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastidc import checkpoint
-from fastidc.data.records import read_json
 from fastidc.describe.loading import Ready, load
 from fastidc.describe.no_change import NoChange
 from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import CHANGE_TYPES
-from fastidc.evaluate.rerun import RunFolder
+from fastidc.evaluate.rerun import RunFolder, read_probabilities
 from fastidc.evaluate.scorecard import Scorecard, match, score
 from fastidc.report import gallery, tables
 from fastidc.report.curves import LOG_FILE, charts, read_rows
@@ -77,7 +76,8 @@ class _Builder:
 
     def page(self, count: int, ids: Sequence[str] | None) -> Page:
         run, metrics = self.run, tables.read_metrics(self.run.folder)
-        page = Page("", facts=self._facts(), charts=charts(run.folder, metrics.get("selected")))
+        log = read_rows(run.folder / LOG_FILE)
+        page = Page("", facts=self._facts(log), charts=charts(log, run.folder, metrics.get("selected")))
         if not metrics:
             self.lacks("The run has no metrics.json: it is still going on, or was cut off.")
         records = self._records()
@@ -89,7 +89,7 @@ class _Builder:
             self.lacks("The data have no test split, so there are neither scores nor pairs.")
         return records
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _facts(self, log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         config, settings, recipe = self.config, self.run.settings, self.config["recipe"]
         facts = [
             ("stage", self.run.stage),
@@ -99,8 +99,7 @@ class _Builder:
         ]
         facts += [("steps", settings.get("steps")), ("batch", recipe.get("batch_size")), ("precision", settings.get("precision"))]
         facts += [("device", settings.get("device")), ("seed", recipe.get("seed"))]
-        rows = read_rows(self.run.folder / LOG_FILE)
-        seconds = rows[-1].get("seconds") if rows else None
+        seconds = log[-1].get("seconds") if log else None
         if isinstance(seconds, (int, float)):
             facts.append(("training", f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"))
         return [(name, str(value)) for name, value in facts if value is not None]
@@ -166,7 +165,8 @@ class _Builder:
         seen, _, maps = self._seen(chosen)
         kinds = {pair.type for pair in known.values() if pair.changed}
         typed, both = bool(kinds) and kinds <= set(CHANGE_TYPES), any(not pair.changed for pair in known.values())
-        chances, legend = self._chances(), [_MAPS] if maps else []
+        no_change = NoChange.of_run(run.folder) or NoChange(())
+        chances, legend = self._chances(no_change), [_MAPS] if maps else []
         cards = []
         for pair, look in zip(chosen, seen, strict=True):
             caption = captions.get(pair.id)
@@ -177,8 +177,7 @@ class _Builder:
         if any(one.right is not None for one in cards):
             legend.append(_TYPED if typed else _EITHER)
         if any(one.p_change is not None for one in cards):
-            scaled = getattr(NoChange.of_run(run.folder), "calibration", None)
-            legend.append(_PROBABLE.format(", calibrated on val" if scaled else ", not calibrated"))
+            legend.append(_PROBABLE.format(", calibrated on val" if no_change.calibration else ", not calibrated"))
         if card is not None:
             page = replace(page, scores=tables.caption_scores(card), paper=tables.paper_captions(run.dataset, card))
             legend.append("CIDEr of a pair is that caption's own, times 100, with the document frequencies of the whole split.")
@@ -191,16 +190,12 @@ class _Builder:
         options = {"types": types or None, "resamples": self.resamples, "warnings": warnings, "report": self.say}
         return hypotheses, score(references, hypotheses, **options)
 
-    def _chances(self) -> dict[str, float]:
+    def _chances(self, no_change: NoChange) -> dict[str, float]:
         """p(change) of the test split's pairs, calibrated where the run has a calibration."""
         path = self.run.folder / f"change_{SPLIT}.json"
         if not path.is_file():
             return {}
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise FastidcError(f"{path}: an object {{image_id: p}} was expected; fine-tune again or delete the file.")
-        known = NoChange.of_run(self.run.folder) or NoChange(())
-        return {name: known.calibrated(p) for name, p in gallery.probabilities(values, path).items()}
+        return {name: no_change.calibrated(p) for name, p in read_probabilities(path).items()}
 
 
 def _note(chosen: Sequence, known: Mapping) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastidc import checkpoint
-from fastidc.convert import NO_CHANGE_FILE, check_free_folder, folder_aside
+from fastidc.convert import check_free_folder, folder_aside
 from fastidc.describe.no_change import NoChange
 from fastidc.errors import FastidcError
 from fastidc.files import write_text
 from fastidc.share.card import CARD_FILE, UNKNOWN, card
 
 METRICS_FILE = "metrics.json"
-FILES = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, NO_CHANGE_FILE, CARD_FILE)
+FILES = (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, checkpoint.NO_CHANGE_FILE, CARD_FILE)
 """What `export` writes, and `fastidc.share.push` uploads."""
 _OF_THIS_MACHINE = ("data", "images", "cache", "out")  # fields of a run that say where something lay
 
@@ -75,7 +75,7 @@ def export(
     with folder_aside(out) as aside:
         checkpoint.save(aside, read.config, read.weights, facts)
         if no_change is not None:
-            shutil.copyfile(run / NO_CHANGE_FILE, aside / NO_CHANGE_FILE)
+            shutil.copyfile(run / checkpoint.NO_CHANGE_FILE, aside / checkpoint.NO_CHANGE_FILE)
         write_text(aside / CARD_FILE, text)
     notes = []
     if licence is None:

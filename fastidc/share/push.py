@@ -33,10 +33,11 @@ def push(
     library = hub.hub_library(name)
     folder = Path(run)
     if _is_exported(folder):
-        if licence is not None:
-            raise FastidcError(
-                f"{folder / CARD_FILE}: this folder is exported already; write the licence into its card, and leave out --licence."
-            )
+        for flag, value in (("licence", licence), ("dataset", dataset)):
+            if value is not None:
+                raise FastidcError(
+                    f"{folder / CARD_FILE}: this folder is exported already; write the {flag} into its card, and leave out --{flag}."
+                )
         _token(library, name)
         return _uploaded(library, name, folder, repository, private, revision), []
     with tempfile.TemporaryDirectory() as made:

@@ -10,7 +10,6 @@ from caption_cases import caption, check, give, make_expected, make_folder, make
 from describe.cases import run_folder
 
 from fastidc import Describer
-from fastidc.cli import main
 
 
 def test_one_pair(run, folder, expected, capsys, tmp_path):
@@ -185,16 +184,3 @@ def test_an_adapted_run_is_a_sentence(folder, capsys, tmp_path):
     assert caption(folder, "--model", adapted, "--out", tmp_path / "out.jsonl") == 2
     assert f"{adapted}: this model has no captioner" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
-
-
-@pytest.mark.parametrize("command", ["caption", "search"])
-def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as done:
-        main([command, "--help"])
-    assert done.value.code == 0
-    lines = capsys.readouterr().out.rstrip().splitlines()
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 80
-    assert any(line.startswith(f"Example: fastidc {command} ") for line in lines)
-    assert any("Exit codes: 0" in line for line in lines)

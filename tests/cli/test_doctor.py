@@ -61,10 +61,6 @@ def test_an_absent_package_is_a_line_with_its_cost(monkeypatch, facts, package):
     assert f"{package.name} absent: {package.cost}"[:90] in shown
 
 
-def test_without_dali_nothing_is_lost_by_default():
-    assert BY_NAME["DALI"].cost == "nothing by default; --loader dali and --builder dali are refused"
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -228,12 +224,3 @@ def test_in_what_gradients_are_kept():
     assert choices._gradients("cuda", recipe, Precision("fp16", "cuda"), True) == "fp32, since a scaled loss is unscaled in fp32"
     assert choices._gradients("cpu", recipe, Precision("bf16", "cpu"), True).startswith("fp32, since on a CPU")
     assert choices._gradients("cpu", recipe, Precision("fp32", "cpu"), False) == "fp32, as there are no shadows"
-
-
-def test_help_fits_a_screen(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        main(["doctor", "--help"])
-    shown = capsys.readouterr().out
-    assert len(shown.splitlines()) <= 40
-    assert "Example: fastidc doctor" in shown

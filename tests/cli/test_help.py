@@ -45,6 +45,11 @@ def test_every_command_is_listed_with_its_first_sentence(capsys, monkeypatch):
     assert "Exit codes" not in text, "the rest belongs to the command's own help"
 
 
+@pytest.mark.parametrize("name", ["caption", "check", "search"])
+def test_exit_codes_are_told_where_there_are_more_than_two(name, capsys, monkeypatch):
+    assert re.search(r"Exit codes?: 0 .*1 .*2 ", shown(capsys, monkeypatch, name, "--help"))
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_help_says_where_the_rest_is(name, capsys, monkeypatch):
     short, whole = (shown(capsys, monkeypatch, name, flag) for flag in ("--help", "--help-all"))

@@ -224,10 +224,13 @@ def test_an_error_of_the_stream_comes_after_what_it_gave(describer, pairs):
 
 
 def test_threads_read_ahead_of_the_model(pairs):
-    stream = batches(iter(pairs), 48, 2, workers=1)
+    """While a batch is in use the next ones are being decoded, whether anybody has asked for them or not."""
+    asked = []
+    stream = batches((asked.append(pair) or pair for pair in pairs), 48, 2, workers=1)
     first = next(stream)
     assert first.images.shape == (2, 2, 48, 48, 3)
     assert np.array_equal(first.images[1, 0].numpy(), decode(pairs[1][0], 48))
+    assert asked == pairs[: 2 * (AHEAD + 1)]
     stream.close()
 
 

@@ -160,14 +160,17 @@ def test_curves_of_a_run(tmp_path):
     rows = [{"step": i, "lr": [0.5, 0.5], "loss": 100.0 / i, "grad_norm": None if i == 3 else 1.0, "seconds": i} for i in range(1, 1001)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "log.jsonl").write_text(text + '{"step": 1001, "lo')
-    found = {one.title: one.svg for one in charts(tmp_path, {"epoch": 2, "score": 0.5, "criterion": "CIDEr", "split": "val"})}
+    found = {
+        one.title: one.svg
+        for one in charts(read_rows(tmp_path / "log.jsonl"), tmp_path, {"epoch": 2, "score": 0.5, "criterion": "CIDEr", "split": "val"})
+    }
     assert list(found) == ["loss", "learning rate", "gradient norm", "val CIDEr, epoch 3, which was kept"]
     assert len(points(found["loss"], "faint")) == 240
     assert found["learning rate"].count("<polyline") == 1, "groups of one rate are one line"
     (tmp_path / "scores.jsonl").write_text(
         "".join(json.dumps({"epoch": i, "score": i / 10, "criterion": "CIDEr"}) + "\n" for i in range(4))
     )
-    last = charts(tmp_path, {"epoch": 2, "score": 0.2})[-1]
+    last = charts(read_rows(tmp_path / "log.jsonl"), tmp_path, {"epoch": 2, "score": 0.2})[-1]
     assert last.title == "val CIDEr"
     assert last.svg.count("<circle") == 5
     assert "kept: epoch 3" in last.svg

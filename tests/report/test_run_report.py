@@ -211,17 +211,6 @@ def test_an_image_that_cannot_be_read_leaves_no_page(tuned, tmp_path, capsys):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_help_fits_a_screen_and_shows_an_example(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as done:
-        main(["report", "--help"])
-    assert done.value.code == 0
-    lines = capsys.readouterr().out.rstrip().splitlines()
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 80
-    assert any(line.startswith("Example: fastidc report ") for line in lines)
-
-
 def test_types_of_other_data_are_not_judged(tuned, data, tmp_path):
     """Without CLEVR's types, change or none is judged, as there are pairs of both kinds."""
     other = data_folder(tmp_path / "data")

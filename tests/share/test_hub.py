@@ -98,7 +98,9 @@ def test_an_exported_folder_keeps_its_edited_card(run, hub, tmp_path, capsys):
     assert notes == []
     assert hub.held[NAME]["main"]["README.md"].endswith(b"More about it.\n")
     assert "pickled.bin" not in hub.held[NAME]["main"]
-    assert "write the licence into its card, and leave out --licence" in refused(capsys, "push", tmp_path / "out", NAME, "--licence", "mit")
+    for flag in ("licence", "dataset"):
+        said = f"write the {flag} into its card, and leave out --{flag}"
+        assert said in refused(capsys, "push", tmp_path / "out", NAME, f"--{flag}", "mit")
 
 
 def test_offline_reads_the_cache_alone(run, hub, monkeypatch, capsys):
