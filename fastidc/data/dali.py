@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastidc.data import patience
 from fastidc.data.dali_pipeline import DaliError, Pipelines, Squash, require, squash_on, takes
-from fastidc.data.images import decode, decode_bytes, empty_batch
+from fastidc.data.images import decode_bytes, empty_batch, read
 from fastidc.errors import FastidcError
 
 _LANES = 2  # batches on their way at a time: while one is copied out, the next is decoded
@@ -94,7 +95,7 @@ class DaliImages:
         than that of the thread that waited for it tells the allocator (``Tensor.record_stream``).
         """
         found = [pool.submit(self._look, path) for sample in samples for path in sample]
-        batch = self._lanes.submit(lambda: self._batch([future.result() for future in found], len(samples), pinned))
+        batch = self._lanes.submit(lambda: self._batch([patience.result(future) for future in found], len(samples), pinned))
 
         def wait() -> Tensor:
             pixels = batch.result()
@@ -122,17 +123,19 @@ class DaliImages:
     def _look(self, path: Path) -> Found:
         """What becomes of a file, with its content."""
         try:
-            data = b"" if path in self._by_pillow else path.read_bytes()
-        except OSError:
-            data = b""  # which Pillow will say
-        if data and (size := takes(data)):
-            return Encoded(path, data, *size)
-        return _or_error(decode, path, self.size)
+            data = read(path)
+            if path not in self._by_pillow and (size := takes(data)):
+                return Encoded(path, data, *size)
+            return decode_bytes(data, path, self.size)[0]
+        except FastidcError as refusal:
+            return refusal
 
     def _batch(self, found: list[Found], samples: int, pinned: bool) -> Tensor:
         """uint8 [samples, K, size, size, 3]; raises the first error."""
         _raise_first(found)  # before anything is decoded
-        out = self._filled(found, len(found) // max(samples, 1), pinned, lambda file: _or_error(decode, file.path, self.size))
+        out = self._filled(
+            found, len(found) // max(samples, 1), pinned, lambda file: _or_error(decode_bytes, file.data, file.path, self.size)
+        )
         _raise_first(found)
         return out
 
