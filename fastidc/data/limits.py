@@ -6,6 +6,7 @@ changes no verdict, and is as it was when nothing is being decoded.
 """
 
 import os
+import re
 import stat
 import threading
 import warnings
@@ -23,6 +24,7 @@ LARGE_PIXELS = MOST_PIXELS // 2
 
 _lock = threading.Lock()
 _inside = 0  # threads in `guarded`
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings` keeps it
 _before: tuple[int | None, bool] = (None, False)
 
 
@@ -64,8 +66,8 @@ def content(file: BinaryIO) -> bytes:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Around all that Pillow does with a file: `MOST_PIXELS` is its limit (a DecompressionBombError), also of the frames and thumbnails inside; it warns of no
-    size, and a file that is cut off is refused. Any number of threads may be inside."""
+    """Around all that Pillow does with a file: `MOST_PIXELS` is its limit (a DecompressionBombError), also of the frames and thumbnails inside; its
+    warnings are neither heard nor raised, and a file that is cut off is refused. Any number of threads may be inside."""
     global _inside, _before
     from PIL import Image, ImageFile
 
@@ -74,8 +76,8 @@ def guarded() -> Iterator[None]:
             _before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         _inside += 1
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = LARGE_PIXELS, False  # Pillow refuses at twice as many
-        if _quiet() not in warnings.filters:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if _QUIET not in warnings.filters:
+            warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
     try:
         yield
     finally:
@@ -84,10 +86,4 @@ def guarded() -> Iterator[None]:
             if not _inside:
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _before
                 with suppress(ValueError):  # whoever has put back older filters meanwhile has taken it away
-                    warnings.filters.remove(_quiet())
-
-
-def _quiet() -> tuple:
-    from PIL import Image
-
-    return "ignore", None, Image.DecompressionBombWarning, None, 0
+                    warnings.filters.remove(_QUIET)
