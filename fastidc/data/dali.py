@@ -5,8 +5,9 @@ the batch. One bad image therefore costs no batch, and what is said of it is wha
 
 What differs from Pillow, in DALI 2.4: on the CPU, squashed by Pillow or by our kernel, nothing; decoded pixels were equal in every file that was
 compared. DALI's own squash is off by more than 1 level in 0.008% of the values of renderings, at most by 8, in none of soft pictures, and in
-1% of noise and up to a quarter of tiny pictures enlarged, by up to 16. nvJPEG decodes a little otherwise than libjpeg, too. A JPEG that was damaged
-without being cut off is sometimes decoded by DALI where Pillow refuses it.
+1% of noise and up to a quarter of tiny pictures enlarged, by up to 16. nvJPEG decodes a little otherwise than libjpeg, too. Of a JPEG that
+was damaged inside, DALI sometimes gives what it had decoded until then where Pillow refuses it; `fastidc.data.dali_pipeline.is_usual_jpeg` keeps such files
+from it: on the CPU, of 4,000 damaged at random, the two said the same of each. With `--on-bad-data skip` Pillow decides, whatever reads.
 
 There is no state to save. The order is the loader's, a function of (seed, epoch, position); a source keeps none, and a pipeline's run sees
 one batch and forgets it. A fresh source that begins at batch k gives the bytes that an older one gives from there on.

@@ -129,7 +129,7 @@ def test_what_a_program_has_set_of_pillow_changes_nothing_and_stays(files, verdi
     for pixels, cut in ((10, True), (None, True), (10**12, False)):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", cut)
-        for name in ("grey.png", "bomb.png", "cut 9.png", "cut 9.jpg", "warned of.png"):
+        for name in ("grey.png", "bomb.png", "cut 9.png", "cut 9.jpg"):
             found = said_of(partial(decode, files[name], SIZE))
             assert np.array_equal(found, verdicts[name]), name
             assert bool(look(files[name]).kind) is isinstance(verdicts[name], str)
