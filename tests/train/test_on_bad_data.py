@@ -238,6 +238,13 @@ def test_going_on_with_other_pairs_is_refused(toy, tmp_path, capsys, monkeypatch
     file.unlink()
     assert "left_out.json: no such quarantine" in refused("skip")
     file.write_text(json.dumps(held))
+    data = shutil.copytree(toy[0], tmp_path / "data", ignore=lambda folder, names: [n for n in names if "000005" in n])
+    gone = data / "images" / "CLEVR_default_000007.png"
+    gone.write_bytes(gone.read_bytes()[:-30])
+    assert adapt((data, toy[1]), out, *flags, "skip") == 2
+    said = capsys.readouterr()
+    assert f"{gone}: cannot be read as an image" in said.err
+    assert "goes on after step" not in said.out, "said before a step is made"
     assert adapt(toy, out, *flags, "skip") == 0
 
 
