@@ -58,7 +58,10 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
 
 def content(file: BinaryIO) -> bytes:
     """All of an open file. OSError where it has grown too long meanwhile."""
-    data = file.read(MOST_BYTES + 1)
+    length = os.fstat(file.fileno()).st_size
+    data = file.read(length + 1)  # room for as much is made beforehand
+    if len(data) > length:
+        data += file.read(MOST_BYTES + 1 - len(data))
     if wrong := too_long(len(data)):
         raise OSError(f"it {wrong}")
     return data
