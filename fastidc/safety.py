@@ -1,4 +1,4 @@
-"""What a user sets about interruptions and broken numbers. Standard library only.
+"""What a user sets about interruptions, broken numbers and bad images. Standard library only.
 
 A run that goes on ends as if it had not been interrupted: on a CPU to the last bit. ``resume`` "auto" begins anew where there is no snapshot, "none"
 refuses an ``out`` that holds something, and a path is that of a snapshot, or of the run that it belongs to.
@@ -27,6 +27,9 @@ class Safety:
     a step is left out; on a GPU Muon and AdamW cannot leave it out without --precision fp16, and no snapshot is taken after it."""
     nonfinite_steps: int = 3
     """With --on-nonfinite rollback: so many steps in a row that are not finite."""
+    on_bad_data: str = "raise"
+    """Where an image is missing or cannot be decoded: raise ends the run; skip looks at all images first, in full, and leaves their pairs out; limit:N is
+    skip, but ends the run where there are more than N bad pairs. RUN/left_out.json names them."""
     preemption_signal: str | None = None
     """A signal besides SIGTERM and SIGINT at which to finish the step, save and end, such as SIGUSR1 (Slurm's --signal); the exit code is 75."""
     watchdog: float | None = None

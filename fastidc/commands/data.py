@@ -61,6 +61,7 @@ def cache_build(
     workers: int | None = None,
     builder: Literal["pillow", "dali"] = "pillow",
     quarantine: Path | None = None,
+    on_bad_data: str = "raise",
 ) -> None:
     """Decode and squash every image of a data set once, into one file that
     training maps into memory.
@@ -78,9 +79,11 @@ def cache_build(
         workers: Threads; all cores by default.
         builder: What decodes: Pillow, as the official code does, or NVIDIA DALI; the cache says how far its pixels are from Pillow's.
         quarantine: A file of `fastidc check --quarantine`, whose pairs are left out.
+        on_bad_data: Of bad images: raise names all and writes no cache; skip looks at all first and leaves their pairs out; limit:N skips N pairs at most.
     """
     from tqdm import tqdm
 
+    from fastidc.data import bad_data
     from fastidc.data.cache import default_path
     from fastidc.data.cache_build import build
     from fastidc.data.loaders import distinct_images
@@ -89,9 +92,18 @@ def cache_build(
     def report(sentence: str) -> None:
         tqdm.write(sentence, file=sys.stderr)
 
+    spares, left = bad_data.most_of(on_bad_data) is not None, None
     kind = recognise(data) if dataset == "auto" else dataset
-    paths = distinct_images(load_records(data, kind, images=images, empty="keep", quarantine=quarantine).values())
-    built = build(paths, data, out or default_path(data, size), size, workers, builder, kind, report)
+    out, how = out or default_path(data, size), {"images": images, "empty": "keep", "quarantine": quarantine}
+    if spares:
+        records, left = bad_data.leave_out(data, kind, on_bad_data, out, workers, **how)
+    else:
+        records = load_records(data, kind, **how)
+    for sentence in [] if left is None else left.named():
+        report(sentence)
+    built = build(distinct_images(records.values()), data, out, size, workers, builder, kind, report)
+    if left is not None:
+        print(left.said())
     if not built.decoded:
         print(f"{built.path} is up to date: {built.images:,} images of {size} x {size}")
         return

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,12 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
+from fastidc.data import limits
 from fastidc.data.cache import Cache, Entry, Header, digest_of, relative_names, unchanged, write_index
 from fastidc.data.cache_builders import alike, builder_of, difference, off_by, said, to_compare
 from fastidc.data.cache_journal import Plan, each, note, open_journal
+from fastidc.data.images import naming
+from fastidc.data.patience import Pool, result
 from fastidc.errors import FastidcError
 from fastidc.files import exclusive, sync_folder
 
@@ -190,7 +193,7 @@ def _decode(plan: Plan, file: int, journal: IO[str]) -> int:
     ahead = max(2 * plan.builder.threads, _AHEAD * plan.workers // plan.builder.at_once)
     bad: list[str] = []
     bar = tqdm(total=len(plan.names), initial=len(plan.done), desc="cache", unit="image", smoothing=0.05, disable=not plan.progress)
-    with bar, ThreadPoolExecutor(plan.builder.threads) as pool:
+    with bar, Pool(plan.builder.threads) as pool:
         for rows, entries in _in_order(pool, lambda rows: _some(plan, file, rows), parts, ahead):
             for row, entry in zip(rows, entries, strict=True):
                 if isinstance(entry, FastidcError):
@@ -210,7 +213,7 @@ def _decode(plan: Plan, file: int, journal: IO[str]) -> int:
     return len(todo)
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator[tuple]:
+def _in_order(pool: Executor, function: Callable, items: Sequence, ahead: int) -> Iterator[tuple]:
     """(item, function(item)), at most ``ahead`` of them on their way, so that an error or an interrupt ends it soon."""
     waiting: deque = deque()
     rest = iter(items)
@@ -219,7 +222,7 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahe
             waiting.append((item, pool.submit(function, item)))
         while waiting:
             item, future = waiting.popleft()
-            yield item, future.result()
+            yield item, result(future)
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(function, following)))
     finally:
@@ -234,13 +237,11 @@ def _some(plan: Plan, file: int, rows: Sequence[int]) -> list[Entry | FastidcErr
     for row in rows:
         path = plan.paths[row]
         try:
-            with path.open("rb") as source:
+            with naming(path), limits.opened(path) as source:
                 stat = os.fstat(source.fileno())  # before its bytes: whoever writes to it now makes it stale
-                read[row] = source.read(), stat.st_mtime_ns
-        except FileNotFoundError:
-            found[row] = FastidcError(f"{path}: no such image.")
-        except OSError as error:
-            found[row] = FastidcError(f"{path}: cannot be read as an image ({error.strerror or error}).")
+                read[row] = limits.content(source), stat.st_mtime_ns
+        except FastidcError as refusal:
+            found[row] = refusal
     decoded = plan.builder.decode([(plan.paths[row], data) for row, (data, _) in read.items()])
     for (row, (data, mtime)), one in zip(read.items(), decoded, strict=True):
         if isinstance(one, FastidcError):

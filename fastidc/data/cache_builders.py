@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastidc.data.images import decode_bytes
+from fastidc.data.images import decode_bytes, read
 from fastidc.errors import FastidcError
 
 BUILDERS = ("pillow", "dali")
@@ -83,8 +83,8 @@ def off_by(pixels: np.ndarray, crc32: int, path: Path, size: int) -> np.ndarray 
     if zlib.crc32(pixels) != crc32:
         return None
     try:
-        truth, _ = decode_bytes(path.read_bytes(), path, size)
-    except (FastidcError, OSError):
+        truth, _ = decode_bytes(read(path), path, size)
+    except FastidcError:
         return None
     return np.bincount(np.abs(pixels.astype(np.int16) - truth).ravel(), minlength=256)
 

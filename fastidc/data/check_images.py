@@ -1,27 +1,24 @@
 """Looking at image files: each once, as the loader will, and what is wrong with it in a word to count by."""
 
 import os
-import stat
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from tqdm import tqdm
 
+from fastidc.data import limits, patience
 from fastidc.data.datasets.flaws import Level
-from fastidc.data.images import check_file, decode
+from fastidc.data.images import check_file, decode, reason
+from fastidc.data.patience import Pool, under_way
 from fastidc.errors import FastidcError
 
 Look = Literal["full", "ends", "none"]
 _SIZE = 8  # decoded images are squashed to it: whether a file can be decoded does not depend on it
 _AHEAD = 8  # files a thread
 _SMALL, _LONG = 8, 10  # pixels a side, and times as long as wide, beyond which a note is due
-T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +42,12 @@ def look(path: Path, how: Look = "full") -> Seen:
     """The verdict of `fastidc.data.images.check_file`, and unless ``how`` is "ends" of `fastidc.data.images.decode`, on ``path``. Never raises."""
     try:
         facts = path.stat()
-    except OSError as error:
-        return Seen(kind="image-missing", what=f"image is missing ({error.strerror or error})", fix="put it there")
-    if not stat.S_ISREG(facts.st_mode):
-        return Seen(kind="image-foreign", what="is no file", fix=_REPLACE)
+    except (OSError, ValueError) as error:  # of a name that none can have
+        return Seen(kind="image-missing", what=f"image is missing ({getattr(error, 'strerror', None) or error})", fix="put it there")
+    if wrong := limits.no_file(facts.st_mode):
+        return Seen(kind="image-foreign", what=wrong, fix=_REPLACE)
+    if wrong := limits.too_long(facts.st_size):
+        return Seen(facts.st_size, kind="image-bomb", what=wrong, fix=_REPLACE)
     if not facts.st_size:
         return Seen(kind="image-empty", what="is empty, 0 bytes long", fix=_REPLACE)
     size, mode, kind = _header(path)
@@ -68,7 +67,7 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, str, str]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with patience.reading(path), limits.guarded(), Image.open(path) as image:
             return image.size, image.mode, image.format or ""
     except Exception:  # of whatever kind: the verdict comes from the loader's own functions
         return None, "", ""
@@ -78,7 +77,7 @@ def _verdict(path: Path, cause: BaseException) -> tuple[str, str]:
     """(kind, clause) of what Pillow or the disk has said."""
     from PIL import Image, UnidentifiedImageError
 
-    said = " ".join(str(cause).split())
+    said = " ".join(reason(cause).split())
     if isinstance(cause, Image.DecompressionBombError):
         return "image-bomb", f"is larger than Pillow decodes ({said})"
     if isinstance(cause, UnidentifiedImageError):
@@ -103,8 +102,6 @@ def _sniffed(path: Path) -> str:
 
 def _shape(size: tuple[int, int] | None) -> tuple[str, str, str, Level]:
     """What is odd about an image that can be decoded: (kind, clause, way out, level), the first two empty where nothing is."""
-    from PIL import Image
-
     if size is None:
         return "", "", "", "note"
     shown, (short, long) = f"{size[0]} x {size[1]} pixels", sorted(size)
@@ -114,7 +111,7 @@ def _shape(size: tuple[int, int] | None) -> tuple[str, str, str, Level]:
         return "image-tiny", f"has {shown}", "see whether that is meant", "note"
     if long > _LONG * short:
         return "image-long", f"has {shown}, and is squashed to a square", "see whether that is meant", "note"
-    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+    if size[0] * size[1] > limits.LARGE_PIXELS:
         return "image-large", f"has {shown}, of which Pillow warns, and takes long", "store it smaller", "note"
     return "", "", "", "note"
 
@@ -124,21 +121,11 @@ def look_at_all(paths: Iterable[Path], how: Look, workers: int | None = None, pr
     kept, so memory does not grow with the images."""
     paths = list(paths)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers or cores)) as pool:
+    with warnings.catch_warnings(), Pool(workers or cores) as pool:
         warnings.simplefilter("ignore")  # Pillow's, of large images and odd metadata: what matters is in the table
-        seen = _ahead(pool, lambda path: look(path, how), paths, _AHEAD * (workers or cores))
+        seen = under_way(pool, lambda path: look(path, how), paths, _AHEAD * (workers or cores))
         bar = tqdm(seen, total=len(paths), desc="check images", unit="image", leave=False, disable=not progress)
         return dict(zip(paths, bar, strict=True))
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """``pool.map`` that holds at most ``most`` of the items' futures."""
-    items = iter(items)
-    waiting = deque(pool.submit(work, item) for item in islice(items, most))
-    while waiting:
-        done = waiting.popleft().result()
-        waiting.extend(pool.submit(work, item) for item in islice(items, 1))
-        yield done
 
 
 def same_bytes(first: Path, second: Path, seen: dict[Path, Seen]) -> bool:

@@ -1,6 +1,7 @@
 """DALI below `fastidc.data.dali`: whether it is there, which files it decodes as Pillow does, and the pipelines themselves."""
 
 import itertools
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastidc.data import limits
 from fastidc.data.images import to_array
 from fastidc.errors import FastidcError
 
@@ -59,7 +61,7 @@ def takes(data: bytes) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(data)) as image:
+        with limits.guarded(), Image.open(BytesIO(data)) as image:
             kind = image.format
             if image.mode not in _MODES.get(kind, ()):
                 return None
@@ -67,10 +69,32 @@ def takes(data: bytes) -> tuple[int, int] | None:
                 plain = not image.info.get("interlace") and not getattr(image, "is_animated", False)
                 whole = data[-8:-4] == b"IEND" and data[_PNG_DEPTH] == 8
             else:
-                plain, whole = True, data.endswith(b"\xff\xd9")
+                plain, whole = is_usual_jpeg(data), data.endswith(b"\xff\xd9")
             return image.size if plain and whole else None
     except Exception:  # of whatever kind: what is wrong with it Pillow says when it decodes it
         return None
+
+
+# A marker that has no place behind the first scan's header: all but a stuffed zero, restarts, a filling FF, tables, scans and the end.
+_STRANGE = re.compile(rb"\xff[^\x00\xc4\xd0-\xd7\xd9\xda\xff]")
+_SCAN = re.compile(rb"\xff\xda(?s:(.{14}))")
+
+
+def is_usual_jpeg(data: bytes) -> bool:
+    """Whether the headers of all scans of a JPEG say what they may, and between them is what belongs there. Else DALI may give what it has decoded until
+    then, where Pillow refuses the file. May be False of a sound file; Pillow then decodes it."""
+    first = data.find(b"\xff\xda")
+    if first < 0 or _STRANGE.search(data, first):
+        return False
+    for scan in _SCAN.finditer(data, first):
+        length, count = int.from_bytes(scan[1][:2], "big"), scan[1][2]
+        if not 1 <= count <= 4 or length != 6 + 2 * count:
+            return False
+        start, end, bits = scan[1][3 + 2 * count :][:3]
+        before, after = bits >> 4, bits & 15
+        if start > end or end > 63 or after > 13 or before not in (0, after + 1):
+            return False
+    return True
 
 
 def squash_on(device: torch.device, wish: Squash) -> By:

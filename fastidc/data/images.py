@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastidc.data import limits, patience
 from fastidc.errors import FastidcError
 from fastidc.picked import Picked
 
@@ -30,27 +31,35 @@ class Pixels(Protocol):
         """
 
 
+def read(path: str | Path) -> bytes:
+    """The content of the file at ``path``. FastidcError where there is none, or it is not what `fastidc.data.limits` lets pass."""
+    with naming(path), limits.opened(path) as file:
+        return limits.content(file)
+
+
 def decode(path: str | Path, size: int) -> np.ndarray:
     """The image at ``path`` as uint8 [size, size, 3]: RGB, squashed with PIL's bicubic filter, never cropped (clip4idc.md 6.1)."""
-    from PIL import Image
-
-    with _named(path), Image.open(path) as image:
-        return to_array(image, size)
+    return decode_bytes(read(path), path, size)[0]
 
 
 def decode_bytes(data: bytes, path: str | Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """`check_file` and `decode` of a file whose content is ``data``: uint8 [size, size, 3] and the image's own (width, height)."""
-    from PIL import Image, UnidentifiedImageError
-
     file = BytesIO(data)
-    with _named(path):
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            raise OSError(f"cannot identify image file {str(path)!r}") from None  # Pillow would name the buffer
+    with naming(path), limits.guarded():
+        image = _open(file, path)
         if image.format == "PNG":
             check_png_end(file)
         return to_array(image, size), image.size
+
+
+def _open(file: BinaryIO, path: str | Path):
+    """The PIL image that begins in ``file``. UnidentifiedImageError names ``path``, where Pillow would name the buffer."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file {str(path)!r}") from None
 
 
 def to_array(image, size: int) -> np.ndarray:
@@ -65,14 +74,9 @@ def to_array(image, size: int) -> np.ndarray:
 
 def check_file(path: Path) -> None:
     """FastidcError unless ``path`` begins as an image and, being PNG, ends as one; reads its two ends only, decodes nothing."""
-    from PIL import Image
-
-    with _named(path):
-        with Image.open(path) as image:
-            is_png = image.format == "PNG"
-        if is_png:
-            with path.open("rb") as file:
-                check_png_end(file)
+    with naming(path), limits.guarded(), limits.opened(path) as file, _open(file, path) as image:
+        if image.format == "PNG":
+            check_png_end(file)
 
 
 def check_png_end(file: BinaryIO) -> None:
@@ -86,18 +90,28 @@ def check_png_end(file: BinaryIO) -> None:
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """What Pillow and the disk say about ``path``, as one sentence."""
+def naming(path: str | Path) -> Iterator[None]:
+    """What Pillow and the disk say about ``path``, as one sentence; and what `fastidc.data.patience` knows of."""
+    try:
+        with patience.reading(path):
+            yield
+    except FileNotFoundError:
+        raise FastidcError(f"{limits.shown(path)}: no such image.") from None
+    except Exception as error:  # a plugin of Pillow's raises whatever it likes
+        raise FastidcError(
+            f"{limits.shown(path)}: cannot be read as an image ({reason(error)}); replace the file or take its pair out of the annotations."
+        ) from None
+
+
+def reason(error: BaseException) -> str:
+    """What Pillow or the disk has raised, as a clause."""
     from PIL import Image
 
-    try:
-        yield
-    except FileNotFoundError:
-        raise FastidcError(f"{path}: no such image.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(
-            f"{path}: cannot be read as an image ({error}); replace the file or take its pair out of the annotations."
-        ) from None
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    if isinstance(error, (ValueError, SyntaxError, Image.DecompressionBombError)):
+        return str(error)
+    return f"Pillow fails with {type(error).__name__}: {error}"
 
 
 def empty_batch(count: int, size: int, pinned: bool) -> Tensor:
@@ -139,7 +153,7 @@ class ImageStore:
         def wait() -> Tensor:
             batch = empty_batch(len(futures), self.size, pinned)
             for row, future in zip(batch.numpy(), futures, strict=True):
-                row[...] = future.result()
+                row[...] = patience.result(future)
             return by_sample(batch, samples)
 
         return wait

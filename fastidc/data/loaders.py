@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fastidc.config import PAD_ID, Recipe
 from fastidc.data.augment import Augmentation, mirrored, unchanged
 from fastidc.data.images import Pixels, check_file
+from fastidc.data.patience import Pool, under_way
 from fastidc.data.random import briefly, generator
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
@@ -22,6 +23,8 @@ from fastidc.packed import PackedCaptions, PackedText
 from fastidc.packed import moved as moved_tensors
 from fastidc.picked import Picked
 from fastidc.tokenizer import Tokenizer, left_right_swapped
+
+_LOOKS_AHEAD = 64  # files a thread
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,9 @@ def distinct_images(splits: Iterable[Iterable[PairRecord]]) -> list[Path]:
 
 def check_images(paths: Sequence[Path], workers: int = 4) -> None:
     """Looks at every image file before a long run does (`fastidc.data.images.check_file`); FastidcError names the first bad one."""
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for _ in tqdm(pool.map(check_file, paths), total=len(paths), desc="check images", unit="image", leave=False):
+    with Pool(workers) as pool:
+        looked = under_way(pool, check_file, paths, _LOOKS_AHEAD * max(1, workers))
+        for _ in tqdm(looked, total=len(paths), desc="check images", unit="image", leave=False):
             pass
 
 
@@ -246,7 +250,7 @@ def prefetch(
     pinned: bool = False,
 ) -> Iterator[PairBatch]:
     """Reads one batch ahead; an error in a file surfaces where its batch is asked for."""
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+    with Pool(workers) as pool:
         waiting: list[tuple[list[Sample], Callable[[], Tensor | Picked]]] = []
         for samples in batches:
             waiting.append((samples, images.start([sample.images for sample in samples], pool, pinned)))

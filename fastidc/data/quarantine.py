@@ -62,15 +62,15 @@ class Forgiving(Sink):
     """Forgives the flaws of pairs in quarantine. The first of another one is kept until `settle`: that a quarantine is another data set's is to
     be said before."""
 
-    def __init__(self, quarantine: Quarantine):
-        self.quarantine = quarantine
+    def __init__(self, quarantines: Sequence[Quarantine]):
+        self.quarantines = quarantines
         self.seen: set[str] = set()
         self._first: Flaw | None = None
 
     def __call__(self, flaw: Flaw) -> None:
         if flaw.level == "note":
             return
-        if flaw.level == "bad" and flaw.key in self.quarantine.pairs:
+        if flaw.level == "bad" and any(flaw.key in one.pairs for one in self.quarantines):
             self.seen.add(flaw.key)
         elif self._first is None:
             self._first = flaw
@@ -137,6 +137,12 @@ def read(path: str | Path) -> Quarantine:
             raise FastidcError(f"{path}: field {field!r} is missing or not a {kind.__name__}; {_AGAIN}.")
     pairs = dict(_pair(path, index, pair) for index, pair in enumerate(value["pairs"]))
     return Quarantine(path, value["dataset"], value["fingerprint"], pairs)
+
+
+def all_of(given: "str | Path | Quarantine | Sequence[str | Path | Quarantine] | None") -> list[Quarantine]:
+    """What is given as one, several or none of them, read where it is a file; see `read`."""
+    several = [] if given is None else [given] if isinstance(given, (str, Path, Quarantine)) else given
+    return [one if isinstance(one, Quarantine) else read(one) for one in several]
 
 
 def _pair(path: Path, index: int, pair: Any) -> tuple[str, tuple[tuple[str, str], ...]]:

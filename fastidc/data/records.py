@@ -2,15 +2,28 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastidc.data import quarantine as quarantines
 from fastidc.data.datasets import birds, clevr, folder, ier, spot, table
 from fastidc.data.datasets.base import EMPTY, SPLITS, PairRecord, Parsed, Reader, Report, apply_empty, read_json, records
-from fastidc.data.datasets.flaws import STRICT, Sink
+from fastidc.data.datasets.flaws import STRICT, Collector, Flaw, Sink
 from fastidc.errors import FastidcError
 
-__all__ = ["DATASETS", "EMPTY", "SPLITS", "PairRecord", "Report", "all_captions", "load_records", "read_json", "recognise"]
+__all__ = [
+    "DATASETS",
+    "EMPTY",
+    "SPLITS",
+    "Loaded",
+    "PairRecord",
+    "Report",
+    "all_captions",
+    "load",
+    "load_records",
+    "read_json",
+    "recognise",
+]
 
 _READERS: dict[str, Reader] = {"clevr": clevr, "spot": spot, "ier": ier, "birds": birds, "table": table, "folder": folder}
 DATASETS = ("auto", *_READERS)
@@ -21,6 +34,25 @@ _LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A data set as `load` has read it."""
+
+    kind: str
+    files: tuple[Path, ...]  # of annotations
+    records: dict[str, list[PairRecord]]
+    ids: dict[str, list[str]]  # of every split, also of the pairs in ``missing``
+    missing: list[Flaw]  # an image of the pair is not there
+
+    @property
+    def fingerprint(self) -> str:
+        """What a quarantine knows the data set by."""
+        return quarantines.fingerprint_of(self.files)
+
+
+Held = str | Path | quarantines.Quarantine
+
+
 def load_records(
     root: str | Path,
     dataset: str = "auto",
@@ -28,36 +60,56 @@ def load_records(
     images: str | Path | None = None,
     empty: str = "drop",
     report: Report | None = None,
-    quarantine: str | Path | None = None,
+    quarantine: Held | Sequence[Held] | None = None,
 ) -> dict[str, list[PairRecord]]:
     """{"train" | "val" | "test": records} of a data set, in the order of its files; a split may be empty.
 
     root: its folder, or the file of a table. dataset: one of `DATASETS`; "auto" recognises the layout. images: the folder of images
     where it is not beside the annotations. empty: what becomes of blank sentences, see `fastidc.data.datasets.base.apply_empty`; the
     official code keeps them. report: hears, one sentence each, what a user should know: sentences left out, a split that was drawn.
-    quarantine: a file of `fastidc check --quarantine`, whose pairs are left out, whole; nothing that is wrong with them is then an error.
+    quarantine: a file of `fastidc check --quarantine`, or several, whose pairs are left out, whole; nothing that is wrong with them is then
+    an error.
 
     FastidcError names the file, index or line, and field that do not fit, or says that the quarantine is another data set's.
     """
+    return load(root, dataset, images=images, empty=empty, report=report, quarantine=quarantine).records
+
+
+def load(
+    root: str | Path,
+    dataset: str = "auto",
+    *,
+    images: str | Path | None = None,
+    empty: str = "drop",
+    report: Report | None = None,
+    quarantine: Held | Sequence[Held] | None = None,
+    spare: bool = False,
+) -> Loaded:
+    """`load_records` with more to tell. ``spare``: a pair of which an image is missing is left out, and no error."""
     if empty not in EMPTY:
         raise FastidcError(f"empty is {empty!r}; one of {', '.join(EMPTY)} was expected.")
-    held = None if quarantine is None else quarantines.read(quarantine)
-    sink = STRICT if held is None else quarantines.Forgiving(held)
+    held = quarantines.all_of(quarantine)
+    sink = quarantines.Forgiving(held) if held else STRICT
     kind, parsed = parse(root, dataset, images, report, sink)
     annotations = parsed.annotations
     if isinstance(sink, quarantines.Forgiving):
-        held.check(kind, quarantines.fingerprint_of(parsed.files))
+        for one in held:
+            one.check(kind, quarantines.fingerprint_of(parsed.files))
         for flaw in parsed.left():
             sink(flaw)
         sink.settle()
-        kept = quarantines.without(annotations, held, sink.seen)
-        if report is not None:
-            report(held.said({split: len(annotations[split]) - len(kept[split]) for split in SPLITS}))
-        annotations = kept
-    out = records(apply_empty(kind, annotations, empty, report), parsed.find)
-    for flaw in parsed.left() if held is None else ():
+        gone = set(sink.seen)
+        for one in held:
+            kept = quarantines.without(annotations, one, gone)
+            if report is not None:
+                report(one.said({split: len(annotations[split]) - len(kept[split]) for split in SPLITS}))
+            annotations, gone = kept, gone | one.pairs.keys()
+    annotations, missing = apply_empty(kind, annotations, empty, report), Collector()
+    out = records(annotations, parsed.find, missing if spare else STRICT)
+    for flaw in parsed.left() if not held else ():
         raise flaw
-    return out
+    ids = {split: [entry.id for entry in annotations[split]] for split in SPLITS}
+    return Loaded(kind, parsed.files, out, ids, missing.found)
 
 
 def parse(

@@ -42,13 +42,15 @@ class RunFolder:
             ) from None
 
     def all_records(self) -> dict[str, list]:
-        """Split -> records; of the run's own data as the run read them, quarantine included. Raises FastidcError where the data are not there."""
+        """Split -> records; of the run's own data as the run read them, without what it left out. Raises FastidcError where the data are not there."""
         from fastidc.data.records import load_records, recognise
 
         if not self.data.exists():
             raise FastidcError(f"{self.data}: the data of {self.folder} are not there; say with --data where they are.")
         own = self.data == Path(str(self.settings.get("data")))
-        how = {name: value for name in ("images", "empty", "quarantine") if own and (value := self.settings.get(name)) is not None}
+        how = {name: value for name in ("images", "empty") if own and (value := self.settings.get(name)) is not None}
+        quarantines = [self.settings.get("quarantine"), left if (left := self.folder / "left_out.json").is_file() else None]
+        how["quarantine"] = [one for one in quarantines if own and one is not None]
         return load_records(self.data, self.dataset if own else recognise(self.data), **how)
 
     def records(self, split: str) -> list:

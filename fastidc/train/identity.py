@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastidc.config import Preset, TrainOptions
+from fastidc.data.quarantine import Quarantine
 from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
 from fastidc.train.session import Session
@@ -20,8 +21,11 @@ _FLAGS = {
 }  # fmt: skip
 
 
-def identity(session: Session, dataset: str, records: Mapping[str, Sequence[PairRecord]], fp8: bool) -> dict[str, Any]:
-    """Of this run, in JSON's types: stage, dataset, precision, the recipe's and the model's fields, and a fingerprint of the data."""
+def identity(
+    session: Session, dataset: str, records: Mapping[str, Sequence[PairRecord]], fp8: bool, left_out: Quarantine | None = None
+) -> dict[str, Any]:
+    """Of this run, in JSON's types: stage, dataset, precision, the recipe's and the model's fields, and a fingerprint of the data and of what of them
+    ``left_out`` holds."""
     data = {split: _of_split(part, whole=split == "train") for split, part in records.items()}
     values = {
         "stage": session.stage,
@@ -29,10 +33,19 @@ def identity(session: Session, dataset: str, records: Mapping[str, Sequence[Pair
         "precision": session.precision.name,
         "fp8": fp8,
         "recipe": dataclasses.asdict(session.recipe),
+        "left_out": of_left_out(left_out),
         "data": data,
         "model": session.model.config.to_dict(),
     }
     return json.loads(json.dumps(values))
+
+
+def of_left_out(held: Quarantine | None) -> str | None:
+    """ "3 pairs, fingerprint 1f0c...", whatever their reasons; None where it is none, so that earlier snapshots, which say nothing, are of all pairs."""
+    if held is None or not held.pairs:
+        return None
+    out = hashlib.blake2b(json.dumps(sorted(held.pairs)).encode(), digest_size=8)
+    return f"{len(held.pairs)} pair{'s' * (len(held.pairs) != 1)}, fingerprint {out.hexdigest()}"
 
 
 def _of_split(records: Sequence[PairRecord], whole: bool) -> str:
@@ -74,6 +87,8 @@ def _brief(value: Any) -> str:
 def _way_out(field: str, saved: Any) -> str:
     anew = "or begin anew in another --out"
     group, _, name = field.partition(".")
+    if group == "left_out":
+        return f"resume with the --on-bad-data and the left_out.json that it began with, {anew}"
     if group == "data":
         return f"the data has changed: give the --data that it began with, {anew}"
     if group in ("precision", "dataset") or (group == "recipe" and name in _FLAGS):
@@ -95,6 +110,7 @@ def facts(options: TrainOptions, chosen: Preset, dataset: str, session: Session)
             "images": None if options.images is None else str(options.images),
             "empty": options.empty,
             "quarantine": None if options.quarantine is None else str(options.quarantine),
+            "on_bad_data": options.on_bad_data,
             "init": options.init,
             "device": session.device.type,
             "precision": session.precision.name,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -10,7 +11,8 @@ from fastidc import checkpoint
 from fastidc.config import PRESETS, ModelConfig, Preset, Recipe, TrainOptions, preset
 from fastidc.data.augment import Augmentation
 from fastidc.data.loaders import check_images, distinct_images
-from fastidc.data.records import PairRecord, all_captions, load_records, recognise
+from fastidc.data.patience import SlowImageError
+from fastidc.data.records import PairRecord, all_captions, recognise
 from fastidc.data.sources import choose
 from fastidc.errors import FastidcError
 from fastidc.model.clip4idc import CLIP4IDC
@@ -18,13 +20,14 @@ from fastidc.ops import check_environment
 from fastidc.tokenizer import vocabulary_of
 from fastidc.train.distributed import World, processes
 from fastidc.train.identity import check_same, identity
+from fastidc.train.left_out import pairs_of
 from fastidc.train.optim import Stage
 from fastidc.train.policy import policy
 from fastidc.train.precision import choose_precision
 from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 from fastidc.train.stage import StageRun
-from fastidc.train.start import Start, check_safety, find, finished_metrics, prepare_folder, wanted
+from fastidc.train.start import Start, check_folder, check_safety, find, finished_metrics, prepare_folder, wanted
 
 # Fields of `TrainOptions` that replace a field of the recipe.
 _RECIPE_OPTIONS = (
@@ -112,7 +115,16 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     wishes = {"compiling": options.compile, "graph": options.graph, "fp8": options.fp8}
     policy(stage, device.type, precision.name, recipe, world.size, options.fsdp, **wishes)  # what cannot be is said before anything is read
     say = tqdm.write if world.is_main else lambda text: None
-    records = load_records(options.data, dataset, images=options.images, empty=options.empty, report=say, quarantine=options.quarantine)
+    begins: list[Start | None] = [None]  # the first process alone reads snapshots
+
+    def find_start() -> None:
+        begins[0] = find(wanted(options), options.out, say)
+        if begins[0] is None:
+            check_folder(options.out, options.overwrite, wanted(options))  # a look at all images may take long
+
+    world.on_main(find_start)
+    pairs = pairs_of(options, dataset, world, begins, say)
+    records = pairs.records
     if not records["train"]:
         raise FastidcError(f"{options.data}: the training split is empty.")
     if recipe.select != "last" and not records[recipe.select]:
@@ -152,21 +164,36 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
         check_tensorboard()
     if chosen_loader.note:
         say(chosen_loader.note)
-    if chosen_loader.decodes:
-        world.on_main(lambda: check_images(paths, options.workers))
-    begins: list[Start | None] = [None]  # the first process alone reads snapshots
-    mine = identity(session, dataset, records, options.fp8)
+    if chosen_loader.decodes and not pairs.looked:
+        world.on_main(lambda: _check_images(paths, options))
+    mine = identity(session, dataset, records, options.fp8, None if pairs.left is None else pairs.left.held)
 
     def begin() -> bool:
-        begins[0] = find(wanted(options), options.out, say)
         if begins[0] is not None:
             check_same(begins[0].snapshot.state.get("identity"), mine, str(begins[0].snapshot.path))
         if begins[0] is None or begins[0].run.resolve() != options.out.resolve():
             prepare_folder(options.out, options.overwrite, wanted(options))
+            pairs.write(options.data)
         return begins[0] is not None
 
     resumed = world.on_main(begin)
-    run = StageRun(options, chosen, dataset, session, records, mine)
+    said, facts = (None, None) if pairs.left is None else (pairs.left.said(), pairs.left.facts())
+    if said is not None:
+        say(said)
+    run = StageRun(options, chosen, dataset, session, records, mine, facts)
     if resumed:
         run.go_on_from(begins[0])
-    return run.go()
+    metrics = run.go()
+    if said is not None:
+        say(said)
+    return metrics
+
+
+def _check_images(paths: list[Path], options: TrainOptions) -> None:
+    try:
+        check_images(paths, options.workers)
+    except SlowImageError:
+        raise
+    except FastidcError as refusal:
+        way = "" if options.on_bad_data != "raise" else " --on-bad-data skip leaves out the pairs of all that are bad."
+        raise FastidcError(f"{refusal}{way}") from None

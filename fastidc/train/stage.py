@@ -42,9 +42,10 @@ class StageRun:
         session: Session,
         records: dict[str, list[PairRecord]],
         identity: dict,
+        left_out: dict | None = None,
     ):
         self.options, self.out, self.session, self.records, self.world = options, options.out, session, records, session.world
-        self.identity, self.progress = identity, Progress()
+        self.identity, self.left_out, self.progress = identity, left_out, Progress()
         self.started = time.perf_counter()
         self.facts = facts(options, chosen, dataset, session)
         self.scalars: Scalars | None = None
@@ -274,6 +275,8 @@ class StageRun:
         else:
             session.whole.load_weights(self.world.on_main(lambda: checkpoint.read(out).weights), str(out))
         metrics = {"stage": session.stage, "dataset": self.facts["run"]["dataset"], "selected": best, "splits": {}}
+        if self.left_out is not None:
+            metrics["left_out"] = self.left_out
         if self.progress.rollbacks:
             metrics["rollbacks"] = self.progress.rollbacks
         with self._leaves():

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastidc import checkpoint
 from fastidc.config import TrainOptions
+from fastidc.data.bad_data import most_of
 from fastidc.data.records import read_json
 from fastidc.errors import FastidcError
 from fastidc.files import aside
@@ -27,6 +28,7 @@ def check_safety(options: TrainOptions) -> None:
             raise FastidcError(f"--{field.replace('_', '-')} must be at least {least}, got {value}.")
     if options.watchdog is not None and not options.watchdog > 0:
         raise FastidcError(f"--watchdog must be a number of seconds above 0, got {options.watchdog}.")
+    most_of(options.on_bad_data)
     if options.preemption_signal is not None:
         check_signal(options.preemption_signal)
 
@@ -96,7 +98,8 @@ def prepare_folder(out: Path, overwrite: bool, resume: str = "none") -> None:
         raise FastidcError(f"{out}: the run folder cannot be made ({error.strerror or error}); choose another --out.") from None
 
 
-def _prepare_folder(out: Path, overwrite: bool, resume: str) -> None:
+def check_folder(out: Path, overwrite: bool, resume: str = "none") -> bool:
+    """Whether there is an earlier run in ``out`` to be taken away; FastidcError where `prepare_folder` would refuse."""
     if out.exists() and (not out.is_dir() or any(_of_somebody(out))):
         is_run = out.is_dir() and (out / checkpoint.CONFIG_FILE).is_file()
         interrupted = is_run and not is_finished(out)
@@ -106,6 +109,12 @@ def _prepare_folder(out: Path, overwrite: bool, resume: str) -> None:
             raise FastidcError(f"{out}: already exists and is not empty; choose another --out, or add --overwrite.")
         if not is_run:
             raise FastidcError(f"{out}: --overwrite replaces a fastidc run, and this is none; choose another --out.")
+        return True
+    return False
+
+
+def _prepare_folder(out: Path, overwrite: bool, resume: str) -> None:
+    if check_folder(out, overwrite, resume):
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 

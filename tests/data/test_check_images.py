@@ -14,8 +14,9 @@ from check_cases import WORLDS, found
 from PIL import Image
 
 from fastidc.data.check import check
-from fastidc.data.check_images import _ahead, look, look_at_all
+from fastidc.data.check_images import look, look_at_all
 from fastidc.data.images import check_file, decode
+from fastidc.data.patience import under_way
 from fastidc.data.records import load_records
 from fastidc.errors import FastidcError
 
@@ -204,6 +205,6 @@ def test_each_distinct_image_is_looked_at_once_and_few_are_under_way(tmp_path, m
             yield number
 
     with ThreadPoolExecutor(2) as pool:
-        for number, result in enumerate(_ahead(pool, lambda item: item, items(), 16)):
+        for number, result in enumerate(under_way(pool, lambda item: item, items(), 16)):
             assert result == number
             assert len(begun) <= number + 17, "no more than 16 ahead"
