@@ -16,6 +16,8 @@ from fastidc.data import limits, patience
 from fastidc.errors import FastidcError
 from fastidc.picked import Picked
 
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+
 
 class Pixels(Protocol):
     """Where a loader gets its images from, and the only thing in which loaders differ. Safe to call from several threads."""
@@ -42,14 +44,34 @@ def decode(path: str | Path, size: int) -> np.ndarray:
     return decode_bytes(read(path), path, size)[0]
 
 
-def decode_bytes(data: bytes, path: str | Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """`check_file` and `decode` of a file whose content is ``data``: uint8 [size, size, 3] and the image's own (width, height)."""
+def decode_bytes(data: bytes, path: str | Path, size: int, upright: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
+    """`check_file` and `decode` of a file whose content is ``data``: uint8 [size, size, 3] and the image's own (width, height). upright: turned as
+    its EXIF says, which training leaves aside, as the official code does."""
+    with _opened(data, path, upright) as image:
+        return to_array(image, size), image.size
+
+
+def picture(path: str | Path, upright: bool = False):
+    """The image at ``path`` as a PIL image in RGB, in its own size; ``upright`` as in `decode_bytes`."""
+    with _opened(read(path), path, upright) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(data: bytes, path: str | Path, upright: bool) -> Iterator:
     file = BytesIO(data)
     with naming(path), limits.guarded():
         image = _open(file, path)
         if image.format == "PNG":
             check_png_end(file)
-        return to_array(image, size), image.size
+        yield turned(image) if upright else image
+
+
+def turned(image):
+    """A PIL image the way up that its EXIF says."""
+    from PIL import ImageOps
+
+    return image if image.getexif().get(_ORIENTATION, 1) in (0, 1) else ImageOps.exif_transpose(image)
 
 
 def _open(file: BinaryIO, path: str | Path):
@@ -57,7 +79,7 @@ def _open(file: BinaryIO, path: str | Path):
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(file)
+        return Image.open(file, formats=limits.formats())
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"cannot identify image file {str(path)!r}") from None
 

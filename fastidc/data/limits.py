@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,15 @@ _lock = threading.Lock()
 _inside = 0  # threads in `guarded`
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings` keeps it
 _before: tuple[int | None, bool] = (None, False)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Names of the formats that Pillow decodes by itself: EPS it hands to another program, Ghostscript."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 def shown(path: str | os.PathLike[str]) -> str:

@@ -31,8 +31,8 @@ def figure(description: Description, out: str | os.PathLike | None = None, *, ma
     for name, image in (("before", description.before), ("after", description.after)):
         try:
             pictures.append(to_pil(image, name).convert("RGB"))
-        except OSError as error:
-            raise FastidcError(f"{name}-image {image}: cannot be read for the figure ({error}).") from None
+        except FastidcError as error:
+            raise FastidcError(f"the {name}-image has gone: {error}") from None
     rows: list[tuple[str, Any, Any]] = [("", *(maps or (None, None)))] if not isinstance(maps, Maps) else [("", None, None), *maps.layers]
     drawn = Figure(figsize=(_WIDTH, _height(pictures, len(rows))), layout="constrained")
     for (layer, *row), line in zip(rows, drawn.subplots(len(rows), 2, squeeze=False), strict=True):

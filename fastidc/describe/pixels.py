@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastidc.data.images import decode, to_array
+from fastidc.data.images import decode_bytes, picture, read, to_array, turned
 from fastidc.errors import FastidcError
 
 AHEAD = 2  # batches that are being decoded while one is in use
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _CHANNELS = (1, 3, 4)  # L, RGB, RGBA
 
 Image = Any  # a path, a PIL image, or a uint8 array
@@ -29,27 +29,9 @@ def to_pixels(image: Image, size: int, name: str = "image") -> np.ndarray:
     [H, W, 1, 3 or 4]. name: what a FastidcError calls it where it has no path.
     """
     if isinstance(image, (str, os.PathLike)):
-        path = os.fspath(image)
-        return _said(path, lambda: _upright(path, size))
+        path = Path(image)
+        return _said(str(path), lambda: decode_bytes(read(path), path, size, upright=True)[0])
     return _said(name, lambda: to_array(to_pil(image, name), size))
-
-
-def _upright(path: str, size: int) -> np.ndarray:
-    """`decode`, but as the photograph was held: what a camera notes about that, training leaves aside, as the official code does."""
-    from PIL import Image as Pillow
-
-    pixels = decode(path, size)  # which names whatever is wrong with the file
-    with Pillow.open(path) as opened:
-        if opened.getexif().get(_ORIENTATION, 1) in (0, 1):
-            return pixels
-        return to_array(turned(opened), size)
-
-
-def turned(image):
-    """A PIL image the way up that its EXIF says."""
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(image)
 
 
 def to_pil(image: Image, name: str = "image"):
@@ -59,8 +41,7 @@ def to_pil(image: Image, name: str = "image"):
     if isinstance(image, Pillow.Image):
         return turned(image)
     if isinstance(image, (str, os.PathLike)):
-        with Pillow.open(image) as opened:
-            return turned(opened)
+        return picture(Path(image), upright=True)
     is_tensor = isinstance(image, Tensor)
     if not is_tensor and not isinstance(image, np.ndarray):
         raise FastidcError(f"{name}: is of type {type(image).__name__}; a path, a PIL image or a uint8 array was expected.")

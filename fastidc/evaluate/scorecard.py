@@ -17,6 +17,7 @@ from fastidc.errors import FastidcError
 from fastidc.evaluate.blocks import METRICS
 from fastidc.evaluate.captions import CaptionScorer
 from fastidc.evaluate.intervals import IDF_NOTE, LEVEL, RESAMPLES
+from fastidc.evaluate.report import ruled
 from fastidc.files import write_text
 
 COCO_NAMES = {"BLEU-1": "Bleu_1", "BLEU-2": "Bleu_2", "BLEU-3": "Bleu_3", "BLEU-4": "Bleu_4", "ROUGE-L": "ROUGE_L"}
@@ -65,16 +66,13 @@ class Scorecard:
         if self.constant is not None:
             block = self.constant[1]["overall"]
             rows.append(["constant caption", str(block["pairs"]), *(_times_100(block[metric]) for metric in METRICS)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-        lines.insert(1, "-" * max(map(len, lines)))
         overall = self.scores["overall"]
         notes = [f"below each: 95 % of {self.resamples} resamples of the pairs, seed {self.seed}; {IDF_NOTE}"] if self.resamples else []
         if self.constant is not None:
             notes.append(f'constant caption: "{self.constant[0]}" for every pair')
         notes += [f"METEOR -: {overall['METEOR_reason']}"] if "METEOR_reason" in overall else []
         notes += [f"tokenised without Java: {overall['tokenizer_reason']}"] if "tokenizer_reason" in overall else []
-        return "\n".join([*lines, "", *notes])
+        return "\n".join([*ruled(rows), "", *notes])
 
 
 def named_blocks(scores: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:

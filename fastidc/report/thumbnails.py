@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fastidc.data.images import picture
 from fastidc.errors import FastidcError
 
 PAGE_BYTES = 18_000_000  # of all pictures of a page, as the page holds them
@@ -36,12 +37,11 @@ def read_picture(path: str | os.PathLike[str], pair: str, which: str):
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FastidcError(f"{path}: the {which} image of pair {pair!r} cannot be read ({error}); leave the pair out.") from error
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return picture
+        image = picture(path)
+    except FastidcError as error:
+        raise FastidcError(f"{error} It is the {which} image of pair {pair!r}.") from error
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 @cache
@@ -78,7 +78,7 @@ def mosaic(rows: Sequence[Sequence[Any]], width: int, height: int):
     tile = max(1, width // len(rows[0])), max(1, height // len(rows))
     whole = Image.new("RGB", (tile[0] * len(rows[0]), tile[1] * len(rows)), (128, 128, 128))
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
+        for x, image in enumerate(row):
             size = max(1, tile[0] - gap), max(1, tile[1] - gap)
-            whole.paste(picture.resize(size, Image.Resampling.LANCZOS), (x * tile[0] + gap // 2, y * tile[1] + gap // 2))
+            whole.paste(image.resize(size, Image.Resampling.LANCZOS), (x * tile[0] + gap // 2, y * tile[1] + gap // 2))
     return whole

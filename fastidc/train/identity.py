@@ -15,10 +15,10 @@ from fastidc.data.records import PairRecord
 from fastidc.errors import FastidcError
 from fastidc.train.session import Session
 
-# Fields of a recipe that have a flag of their name.
-_FLAGS = {
+RECIPE_OPTIONS = (
     "epochs", "steps", "batch_size", "accumulate", "micro_batch", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean", "augment",
-}  # fmt: skip
+)  # fmt: skip
+"""Fields of `TrainOptions` that replace the recipe's field of their name."""
 
 
 def identity(
@@ -91,7 +91,7 @@ def _way_out(field: str, saved: Any) -> str:
         return f"resume with the --on-bad-data and the left_out.json that it began with, {anew}"
     if group == "data":
         return f"the data has changed: give the --data that it began with, {anew}"
-    if group in ("precision", "dataset") or (group == "recipe" and name in _FLAGS):
+    if group in ("precision", "dataset") or (group == "recipe" and name in RECIPE_OPTIONS):
         flag = (name or group).replace("_", "-")
         return f"resume {'without' if saved is None else 'with'} --{flag}{'' if saved is None else f' {saved}'}, {anew}"
     return f"resume with the command that it began with, {anew}"

@@ -19,7 +19,7 @@ from fastidc.model.clip4idc import CLIP4IDC
 from fastidc.ops import check_environment
 from fastidc.tokenizer import vocabulary_of
 from fastidc.train.distributed import World, processes
-from fastidc.train.identity import check_same, identity
+from fastidc.train.identity import RECIPE_OPTIONS, check_same, identity
 from fastidc.train.left_out import pairs_of
 from fastidc.train.optim import Stage
 from fastidc.train.policy import policy
@@ -28,11 +28,6 @@ from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 from fastidc.train.stage import StageRun
 from fastidc.train.start import Start, check_folder, check_safety, find, finished_metrics, prepare_folder, wanted
-
-# Fields of `TrainOptions` that replace a field of the recipe.
-_RECIPE_OPTIONS = (
-    "epochs", "steps", "batch_size", "accumulate", "micro_batch", "lr", "coef_lr", "freeze_layers", "max_words", "seed", "select", "gather_grad", "token_mean", "augment",
-)  # fmt: skip
 
 
 def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, Recipe]:
@@ -44,7 +39,7 @@ def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, 
         name = dataset if dataset in PRESETS else "spot"  # one's own pairs have no distractor either
     chosen = preset(name)
     recipe = getattr(chosen, stage)
-    changes = {field: getattr(options, field) for field in _RECIPE_OPTIONS}
+    changes = {field: getattr(options, field) for field in RECIPE_OPTIONS}
     if stage == "finetune" and options.micro_batch is not None:
         raise FastidcError("--micro-batch belongs to adaptation, whose loss needs a whole batch; in fine-tuning use --accumulate.")
     for field in ("epochs", "steps", "batch_size", "accumulate", "micro_batch"):
@@ -98,7 +93,7 @@ def train(stage: Stage, options: TrainOptions) -> dict:
     check_safety(options)
     with processes(options.device) as (world, device):
         # where a split is empty the last epoch is kept, whatever was asked for
-        asked = {field: getattr(options, field) for field in _RECIPE_OPTIONS if field != "select"}
+        asked = {field: getattr(options, field) for field in RECIPE_OPTIONS if field != "select"}
         metrics = world.on_main(lambda: finished_metrics(options.out, stage, asked)) if wanted(options) == "auto" else None
         if metrics is not None:
             if world.is_main:

@@ -88,7 +88,7 @@ def test_figure_that_cannot_be_made_is_a_sentence(described, tmp_path, monkeypat
     with pytest.raises(FastidcError, match=r"folder\.png cannot be written"):
         figure(described, tmp_path / "folder.png")
     described.after.unlink()
-    with pytest.raises(FastidcError, match=r"after-image .*after\.png"):
+    with pytest.raises(FastidcError, match=r"the after-image has gone: .*after\.png: no such image\."):
         figure(described)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for ask in (lambda: figure(described), lambda: check_format("x.png")):

@@ -135,7 +135,7 @@ def test_a_picture_that_fits_keeps_its_size(tmp_path):
 
 def test_a_bad_image_is_named(tmp_path):
     (tmp_path / "0.png").write_bytes(b"<html>not found</html>")
-    with pytest.raises(FastidcError, match=r"0\.png: the before image of pair 'x' cannot be read"):
+    with pytest.raises(FastidcError, match=r"0\.png: cannot be read as an image .* It is the before image of pair 'x'\."):
         read_picture(tmp_path / "0.png", "x", "before")
 
 
