@@ -1,7 +1,6 @@
 """Any source that `CLIP4IDC.from_pretrained` accepts -> `Read`: a config and weights under our names."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from fastidc.checkpoint import hub, names
 from fastidc.checkpoint.load import load_file, open_clip_state
 from fastidc.config import ModelConfig
 from fastidc.errors import FastidcError
+from fastidc.files import parse_json, read_plain
 
 FORMAT = "fastidc"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -83,8 +83,8 @@ def read_config(folder: str | os.PathLike) -> dict:
     """The ``config.json`` of a fastidc folder, checked for being one."""
     path = Path(folder) / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = parse_json(read_plain(path).decode())
+    except (OSError, ValueError) as error:
         raise FastidcError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("model"), dict):
         raise FastidcError(f'{path}: not a fastidc config: the fields "format": "fastidc" and "model" are missing.')

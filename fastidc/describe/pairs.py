@@ -1,20 +1,21 @@
 """Which pairs there are: of a folder, a table, a data set or a stream, with or without captions, none of their images opened."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastidc.data.datasets import table
 from fastidc.data.datasets.base import kind_of
 from fastidc.data.datasets.files import Files
-from fastidc.data.datasets.rows import Row, lines_of
+from fastidc.data.datasets.rows import Row, lines_of, separator_flaw
 from fastidc.data.records import SPLITS, PairRecord, load_records, recognise
 from fastidc.errors import FastidcError
+from fastidc.files import open_plain, parse_json
 
 NEEDED = ("before", "after")
 
@@ -168,7 +169,11 @@ def _fields_of(line: _Line, split: str) -> _Fields | FastidcError | None:
             return None
         if line.error is not None:
             raise line.error
-        return _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
+        fields = _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
+        for field in ("before", "after", "distractor"):
+            if "\0" in (name := getattr(fields, field) or ""):
+                raise FastidcError(f"{row.where}, field {field!r} is {name!r}, and no file can be called so; write the file's path.")
+        return fields
     except FastidcError as error:
         return error
 
@@ -186,15 +191,17 @@ def _rows(path: Path) -> Iterator[_Line]:
     """Rows of a table whose captions may be absent: `fastidc.data.datasets.rows` is for learning from, and asks for them."""
     try:
         if path.suffix.lower() == ".jsonl":
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 yield from json_lines(file, str(path))
             return
         # a byte that is no UTF-8 becomes half a surrogate pair, which costs its own row
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with TextIOWrapper(open_plain(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = lines_of(path, file)
             header = [cell.strip() for cell in next(lines, (1, []))[1]]
             if not _is_text(header):
                 raise FastidcError(f"{path}: line 1 cannot be read as UTF-8 text; save it as UTF-8.")
+            if flaw := separator_flaw(path, f"{path}: line 1", header):
+                raise flaw
             _check_fields(f"{path}: line 1", header)
             for number, cells in lines:
                 where = f"{path}: line {number}"
@@ -233,11 +240,11 @@ def json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
             text = line if isinstance(line, str) else line.decode("utf-8-sig")
             if not text.strip():
                 continue
-            values: Any = json.loads(text)
+            values: Any = parse_json(text)
         except UnicodeDecodeError as error:
             yield _Line(number, None, FastidcError(f"{where} is not UTF-8 text ({error})."))
             continue
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield _Line(number, None, FastidcError(f"{where} cannot be read as JSON ({error})."))
             continue
         if not isinstance(values, dict):
