@@ -15,8 +15,6 @@ from fastidc.checkpoint.archives import check_members, is_torchscript, read_torc
 from fastidc.checkpoint.header import check_room, damaged, load_safetensors
 from fastidc.errors import FastidcError
 
-_OBJECT = re.compile(r"(?:GLOBAL|Unsupported global:|Unsupported class|function|Unsupported operand) +(\S+)")
-
 
 def load_file(path: Path) -> dict[str, Tensor]:
     """The named tensors of any checkpoint file, on the CPU; ``module.`` of wrapped models is taken off. FastidcError if it holds none, or if it
@@ -53,15 +51,13 @@ def _unpacked(path: Path) -> object:
 
 
 def _unpickled(path: Path, said: str) -> FastidcError:
-    """For what ``weights_only`` refuses: a damaged file, or one that holds more than tensors."""
-    said = " ".join(said.split())
-    if "Unsupported" not in said and "unrecognized function" not in said:
-        return damaged(path, said)
-    found = _OBJECT.search(said)
-    what = found[1].strip("'\"`,.")[:80] if found else "an object"
+    """For what ``weights_only`` refuses: a file that holds more than tensors, or no pickle of torch's. Its own words advise to run the code."""
+    found = re.search(r"GLOBAL +([\w.]+)", said) or re.search(r"[Uu]nsupported class +([\w.]+)", said)
+    if found is None:
+        return damaged(path, "it is nothing that torch.save writes")
     return FastidcError(
-        f"{path}: cannot be read as a checkpoint without running code of its own ({what} is no tensor); where you trust whoever made it, load it "
-        "with torch yourself, and save its state dict with safetensors.torch.save_file."
+        f"{path}: cannot be read as a checkpoint without running code of its own ({found[1][:80]} is no tensor); where you trust whoever made it, "
+        "load it with torch yourself, and save its state dict with safetensors.torch.save_file."
     )
 
 

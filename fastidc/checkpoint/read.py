@@ -22,6 +22,9 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 Layout = Literal["fastidc", "official", "openai"]
 
 
+_SPARE = 100_000_000  # numbers that a model may have beyond its file's: parts that are drawn at random
+
+
 @dataclass(frozen=True)
 class Read:
     """What a source held: the model's config, its weights under our names, and which of the config's parts it lacks."""
@@ -66,9 +69,23 @@ def read(
         found = _read_foreign(load_file(path), source, **asked)
     else:
         raise FastidcError(f"{source}: no such checkpoint; give a fastidc folder, a checkpoint file, open_clip:NAME/TAG or hub:OWNER/NAME.")
+    _check_claim(found)
     if keep_dtype:
         return found
     return dataclasses.replace(found, weights={name: tensor.float() for name, tensor in found.weights.items()})
+
+
+def _check_claim(found: Read) -> None:
+    """FastidcError where the config is of a model out of all proportion to the weights: it would be built before anything is compared."""
+    config, held = found.config, sum(tensor.numel() for tensor in found.weights.values())
+    w, e, p = config.vision_width, config.embed_dim, config.patch_size
+    captioner = 0 if "captioner." in found.fresh else 28 * config.captioner_layers * e * e
+    tables = config.image_tokens * w + 3 * p * p * w + (config.vocab_size + config.context_length) * e
+    claimed = 12 * (config.vision_layers * w * w + config.text_layers * e * e) + captioner + tables
+    if claimed > 4 * held + _SPARE:
+        raise FastidcError(
+            f"{found.source}: holds {held:,} numbers, and its config is of a model of {claimed:,}; the two do not belong together."
+        )
 
 
 def folder_of(source: str | os.PathLike) -> Path | None:

@@ -17,8 +17,8 @@ pytest.importorskip("open_clip", reason="the tokenizer needs the package open_cl
 from fastidc.config import preset
 from fastidc.data.cache import HEADER_BYTES, Cache, default_path
 from fastidc.data.cache_build import build
-from fastidc.data.images import ImageStore, decode, distinct_images
-from fastidc.data.loaders import PairLoader, in_order
+from fastidc.data.images import ImageStore, decode
+from fastidc.data.loaders import PairLoader, distinct_images, in_order
 from fastidc.data.records import load_records
 from fastidc.data.sources import CachedImages
 from fastidc.errors import FastidcError
