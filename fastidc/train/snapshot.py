@@ -116,7 +116,10 @@ def read(path: Path) -> Snapshot:
         _check_file(path, name, facts)
     named = [name for name in files if name.endswith(".safetensors") and name != BEST]
     tensors = {name.removesuffix(".safetensors"): _load_tensors(path / name, path) for name in named}
-    return Snapshot(path, tensors, _read_json(path / STATE, path))
+    state = _read_json(path / STATE, path)
+    if state.get("step") != manifest["step"]:
+        raise _damaged(path, f"its {STATE} says that it is of step {str(state.get('step'))[:40]}")
+    return Snapshot(path, tensors, state)
 
 
 def found(folder: Path) -> list[Path]:
