@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fastidc.data.datasets import table
 from fastidc.data.datasets.base import kind_of
 from fastidc.data.datasets.files import Files
+from fastidc.data.datasets.flaws import printed
 from fastidc.data.datasets.rows import Row, lines_of, separator_flaw
 from fastidc.data.records import SPLITS, PairRecord, load_records, recognise
 from fastidc.errors import FastidcError
@@ -130,7 +131,9 @@ def _of_table(path: Path, split: str, images: Path | None) -> list[Pair | BadRow
             pair_id = found.id or made[found.before, found.after]
             there = Pair(pair_id, folder / found.before, folder / found.after)
             if pairs.get(pair_id, there) != there:
-                raise FastidcError(f"{line.row.where}: id {pair_id!r} stands above with other images; give another pair another id.")
+                raise FastidcError(
+                    f"{line.row.where}: id {printed(repr(pair_id))} stands above with other images; give another pair another id."
+                )
         except FastidcError as error:
             places[f"\n{line.number}"] = _bad(line, error, pairs)
             continue
@@ -172,7 +175,9 @@ def _fields_of(line: _Line, split: str) -> _Fields | FastidcError | None:
         fields = _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
         for field in ("before", "after", "distractor"):
             if "\0" in (name := getattr(fields, field) or ""):
-                raise FastidcError(f"{row.where}, field {field!r} is {name!r}, and no file can be called so; write the file's path.")
+                raise FastidcError(
+                    f"{row.where}, field {field!r} is {printed(repr(name))}, and no file can be called so; write the file's path."
+                )
         return fields
     except FastidcError as error:
         return error
@@ -224,9 +229,9 @@ def _check_fields(where: str, fields: Iterable[str]) -> None:
     fields = list(fields)
     for index, field in enumerate(fields):
         if field not in table.COLUMNS:
-            raise FastidcError(f"{where}, field {field!r} is unknown; the fields are {', '.join(table.COLUMNS)}.")
+            raise FastidcError(f"{where}, field {printed(repr(field))} is unknown; the fields are {', '.join(table.COLUMNS)}.")
         if field in fields[:index]:
-            raise FastidcError(f"{where} has the field {field!r} twice; keep one.")
+            raise FastidcError(f"{where} has the field {printed(repr(field))} twice; keep one.")
     for field in NEEDED:
         if field not in fields:
             raise FastidcError(f"{where} has no field {field!r}; it needs {' and '.join(NEEDED)}.")
@@ -280,7 +285,7 @@ def stream_pairs(lines: Iterable[str | bytes], images: Path | None = None, name:
             uses[short] += 1
             pair_id = short if uses[short] == 1 else f"{short}#{uses[short]}"
         if pair_id in taken:
-            error = FastidcError(f"{line.row.where}: id {pair_id!r} stands above; give another pair another id.")
+            error = FastidcError(f"{line.row.where}: id {printed(repr(pair_id))} stands above; give another pair another id.")
             yield _bad(line, error, taken)
             continue
         taken.add(pair_id)

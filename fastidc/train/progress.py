@@ -76,10 +76,10 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("step", "epoch", "passed", "stale"), _is_count),
     "done": lambda x: isinstance(x, bool),
     "best": lambda x: x is None or (isinstance(x, dict) and _is_count(x.get("epoch")) and isinstance(x.get("score"), (int, float))),
-    "seconds": _is_number,
+    "seconds": lambda x: _is_number(x) and x < 1e12,
     "counts": lambda x: isinstance(x, list) and len(x) == 2 and all(map(_is_count, x)),
     "rollbacks": lambda x: isinstance(x, list) and all(isinstance(one, dict) for one in x),
-    "slowed": lambda x: _is_number(x) and x > 0,
+    "slowed": lambda x: _is_number(x) and 0 < x <= 1,
     "scaler": lambda x: isinstance(x, dict),
     "processes": lambda x: _is_count(x) and x > 0,
 }

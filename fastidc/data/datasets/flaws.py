@@ -17,7 +17,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST = 300  # signs of a part of a sentence
 
 
-def _printed(text: str) -> str:
+def printed(text: str) -> str:
     """``text`` as a sentence may hold it: neither endless nor able to move a terminal's cursor."""
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} ... {text[-30:]}"
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
@@ -58,10 +58,10 @@ class Flaw(FastidcError):  # noqa: N818 - kept and counted more often than raise
         self.kind, self.where, self.what, self.fix, self.id, self.level, self.image = kind, where, what, fix, id, level, image
         index = "" if at is None else f"[{at}]"
         self.field = "" if field is None else f"{field}{index}"
-        said = _printed(where) if field is None else f"{_printed(where)}, field {_printed(repr(field))}{index}"
+        said = printed(where) if field is None else f"{printed(where)}, field {printed(repr(field))}{index}"
         of_file = field is None and isinstance(where, Where) and not where.place
-        what, fix = _printed(what), _printed(fix)
-        said = f"{said}{':' if of_file else ''} {what}" if image is None else f"{_printed(str(image))}: {what}, but {said} names it"
+        what, fix = printed(what), printed(fix)
+        said = f"{said}{':' if of_file else ''} {what}" if image is None else f"{printed(str(image))}: {what}, but {said} names it"
         super().__init__(f"{said}; {fix}." if fix else f"{said}.")
 
     @property
