@@ -201,8 +201,8 @@ def harm(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
-        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        name = ast.unparse(node.func) if isinstance(node.func, (ast.Name, ast.Attribute)) else ""
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in ("weights_only", "shell", "allow_pickle")}
         unsafe = (
             given.get("weights_only", "True") != "True"
             or given.get("shell", "False") != "False"
