@@ -15,6 +15,15 @@ START_ID = 49406
 END_ID = 49407
 
 
+# (field, least, most): a config of a file may claim anything, and a model of that size would be built.
+_LIMITS = (
+    *((name, 1, 1 << 16) for name in ("image_size", "patch_size", "vision_width", "embed_dim", "context_length", "head_dim")),
+    ("vocab_size", 1, 1 << 20),
+    *((name, 1, 512) for name in ("vision_layers", "text_layers")),
+    *((name, 0, 512) for name in ("intra_layers", "captioner_layers")),
+)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a CLIP4IDC model (clip4idc.md 1 to 3). The defaults are ViT-B/32 with the paper's 9 + 3 split.
@@ -45,10 +54,12 @@ class ModelConfig:
         def refuse(sentence: str) -> None:
             raise FastidcError(f"model config: {sentence}")
 
-        for name in ("image_size", "patch_size", "vision_width", "vision_layers", "embed_dim", "text_layers", "context_length", "head_dim"):
+        for name, least, most in _LIMITS:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                refuse(f"{name} must be a positive integer, got {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                refuse(f"{name} must be {'a positive integer' if least else '0 or more'}, got {value!r}.")
+            if value > most:
+                refuse(f"{name} is {value}, and no CLIP has more than {most:,}.")
         if self.image_size % self.patch_size:
             refuse(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         for name in ("vision_width", "embed_dim"):
@@ -58,16 +69,19 @@ class ModelConfig:
             refuse(
                 f"intra_layers {self.intra_layers} lies outside the model; with {self.vision_layers} vision layers choose 1 to {self.vision_layers}."
             )
-        if self.captioner_layers < 0:
-            refuse(f"captioner_layers must be 0 or more, got {self.captioner_layers}.")
-        if not 0 <= self.dropout < 1:
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             refuse(f"dropout must lie in [0, 1), got {self.dropout}.")
         if self.pair_input not in ("concat", "difference"):
             refuse(f'pair_input must be "concat" or "difference", got {self.pair_input!r}.')
         if self.vocabulary is not None:
             object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
             ids = self.vocabulary
-            if list(ids) != sorted(set(ids)) or not {PAD_ID, START_ID, END_ID} <= set(ids) or ids[0] < 0:
+            if (
+                not all(type(i) is int for i in ids)
+                or list(ids) != sorted(set(ids))
+                or not {PAD_ID, START_ID, END_ID} <= set(ids)
+                or ids[0] < 0
+            ):
                 refuse(f"vocabulary must be ascending BPE ids that include {PAD_ID}, {START_ID} and {END_ID}.")
             if self.vocab_size != len(ids):
                 refuse(f"vocab_size {self.vocab_size} differs from the {len(ids)} ids of vocabulary.")

@@ -1,11 +1,13 @@
-"""Writing a file so that a reader sees the old one or the new one, never half of it."""
+"""Writing a file so that a reader sees the old one or the new one, never half of it; and reading one that may be anything."""
 
+import errno
 import json
 import os
 import secrets
 import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -131,3 +133,39 @@ def sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+LARGEST_JSON = 64 << 20
+"""Bytes of a file that fastidc writes itself: a config, a manifest, a quarantine. A quarantine of all of CLEVR-Change would have about 15 MB."""
+
+
+def open_plain(path: str | os.PathLike[str], largest: int | None = None) -> IO[bytes]:
+    """``path``, open for reading; OSError where it is no plain file (a pipe would be waited for without end) or has more than ``largest`` bytes."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        held = os.fstat(number)
+        if stat.S_ISDIR(held.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(held.st_mode):
+            raise OSError("it is a pipe, a socket or a device, and no plain file")
+        if largest is not None and held.st_size > largest:
+            raise OSError(f"it has {held.st_size:,} bytes, more than the {largest:,} that are read")
+        return os.fdopen(number, "rb")
+    except BaseException:
+        with suppress(OSError):
+            os.close(number)
+        raise
+
+
+def read_plain(path: str | os.PathLike[str], largest: int = LARGEST_JSON) -> bytes:
+    """The bytes of a plain file of at most ``largest``; OSError otherwise, see `open_plain`."""
+    with open_plain(path, largest) as file:
+        return file.read()
+
+
+def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """`json.loads`, with ValueError for whatever it refuses: brackets nested too deep are one. ``hook``: its object_pairs_hook."""
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None

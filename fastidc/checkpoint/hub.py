@@ -5,12 +5,12 @@ with its variables (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT).
 """
 
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from fastidc.errors import FastidcError
+from fastidc.files import parse_json, read_plain
 
 PREFIX = "hub:"
 NO_CHANGE_FILE = "no_change.json"  # beside the weights: what a probability of a change is reckoned from, see `fastidc.describe.no_change`
@@ -87,7 +87,7 @@ def _snapshot(library: Any, source: str, repository: str, revision: str | None, 
 def _check_config(source: str, path: Path) -> None:
     """Before hundreds of megabytes are fetched: whether this is a model of ours."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_plain(path).decode())
     except (OSError, ValueError):
         values = None
     if not isinstance(values, dict) or values.get("format") != "fastidc":

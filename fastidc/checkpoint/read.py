@@ -1,7 +1,6 @@
 """Any source that `CLIP4IDC.from_pretrained` accepts -> `Read`: a config and weights under our names."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,14 @@ from fastidc.checkpoint import hub, names
 from fastidc.checkpoint.load import load_file, open_clip_state
 from fastidc.config import ModelConfig
 from fastidc.errors import FastidcError
+from fastidc.files import parse_json, read_plain
 
 FORMAT = "fastidc"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 Layout = Literal["fastidc", "official", "openai"]
+
+
+_SPARE = 100_000_000  # numbers that a model may have beyond its file's: parts that are drawn at random
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,23 @@ def read(
         found = _read_foreign(load_file(path), source, **asked)
     else:
         raise FastidcError(f"{source}: no such checkpoint; give a fastidc folder, a checkpoint file, open_clip:NAME/TAG or hub:OWNER/NAME.")
+    _check_claim(found)
     if keep_dtype:
         return found
     return dataclasses.replace(found, weights={name: tensor.float() for name, tensor in found.weights.items()})
+
+
+def _check_claim(found: Read) -> None:
+    """FastidcError where the config is of a model out of all proportion to the weights: it would be built before anything is compared."""
+    config, held = found.config, sum(tensor.numel() for tensor in found.weights.values())
+    w, e, p = config.vision_width, config.embed_dim, config.patch_size
+    captioner = 0 if "captioner." in found.fresh else 28 * config.captioner_layers * e * e
+    tables = config.image_tokens * w + 3 * p * p * w + (config.vocab_size + config.context_length) * e
+    claimed = 12 * (config.vision_layers * w * w + config.text_layers * e * e) + captioner + tables
+    if claimed > 4 * held + _SPARE:
+        raise FastidcError(
+            f"{found.source}: holds {held:,} numbers, and its config is of a model of {claimed:,}; the two do not belong together."
+        )
 
 
 def folder_of(source: str | os.PathLike) -> Path | None:
@@ -83,8 +100,8 @@ def read_config(folder: str | os.PathLike) -> dict:
     """The ``config.json`` of a fastidc folder, checked for being one."""
     path = Path(folder) / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = parse_json(read_plain(path).decode())
+    except (OSError, ValueError) as error:
         raise FastidcError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("model"), dict):
         raise FastidcError(f'{path}: not a fastidc config: the fields "format": "fastidc" and "model" are missing.')

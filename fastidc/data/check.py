@@ -118,7 +118,6 @@ def check(
         shared = {split: [path for path, users in uses.items() if any(user[0] == split for user in users)] for split in SPLITS}
         if not any(flaw.level == "fatal" for flaw in sink.found):  # of splits that could not be read nothing is known
             check_splits(parsed.annotations, shared, Where(root), sink)
-        _names(parsed, sink)
     except Flaw as fatal:  # before anything could be parsed
         fatal.level = "fatal"
         sink(fatal)
@@ -149,18 +148,6 @@ def _uses(parsed: Parsed, sink: Collector) -> _Uses:
                 with sink.spare(entry.id):
                     uses[parsed.find(entry, name)].append((split, entry, name))
     return uses
-
-
-def _names(parsed: Parsed, sink: Collector) -> None:
-    """Of images that lie outside their folder: a copy of the folder would lack them."""
-    for split in SPLITS:
-        for entry in parsed.annotations[split]:
-            for name, image in entry.names.items():
-                if os.path.isabs(image) or os.path.normpath(image).split(os.sep)[0] == os.pardir:
-                    what = f"names {image!r}, outside the folder of images"
-                    fix = "a copy of the folder will lack it: move it in"
-                    known = parsed.fields[name] or None
-                    sink(Flaw("path-outside", entry.where, what, fix, field=known, id=entry.id, level="note"))
 
 
 def _pairs(parsed: Parsed, uses: _Uses, seen: dict[Path, Seen]) -> Iterable[Flaw]:

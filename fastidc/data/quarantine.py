@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fastidc.data.datasets.base import LARGEST
 from fastidc.data.datasets.flaws import Flaw, Sink
 from fastidc.errors import FastidcError
-from fastidc.files import write_text
+from fastidc.files import parse_json, read_plain, write_text
 
 FORMAT, VERSION = "fastidc-quarantine", 1
 _AGAIN = "make it again with `fastidc check DATA --quarantine FILE`"
@@ -86,7 +87,7 @@ def fingerprint_of(files: Iterable[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files, key=lambda path: path.name):
         try:
-            content = path.read_bytes()
+            content = read_plain(path, LARGEST)
         except OSError:  # which its reader says
             continue
         digest.update(f"{path.name}\n{len(content)}\n".encode("utf-8", "surrogateescape") + content)
@@ -121,11 +122,11 @@ def read(path: str | Path) -> Quarantine:
     """FastidcError where the file is absent or not what `write` writes."""
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_plain(path).decode())
     except FileNotFoundError:
         raise FastidcError(f"{path}: no such quarantine; make it with `fastidc check DATA --quarantine {path}`.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FastidcError(f"{path}: cannot be read as a quarantine ({error}); {_AGAIN}.") from None
+    except (OSError, ValueError) as error:
+        raise FastidcError(f"{path}: cannot be read as a quarantine ({getattr(error, 'strerror', None) or error}); {_AGAIN}.") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FastidcError(f"{path}: is no quarantine of fastidc; {_AGAIN}.")
     if value.get("version") != VERSION:

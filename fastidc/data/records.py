@@ -132,6 +132,8 @@ def parse(
 def _check_root(root: Path) -> None:
     if not root.exists():
         raise FastidcError(f"{root}: no such data folder{' or table' if root.suffix else ''}.")
+    if not root.is_dir() and not root.is_file():
+        raise FastidcError(f"{root}: is a pipe, a socket or a device; name a folder or the file of a table.")
 
 
 def recognise(root: str | Path) -> str:

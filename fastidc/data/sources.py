@@ -16,6 +16,7 @@ from fastidc.data.cache import HEADER_BYTES, Cache, default_path
 from fastidc.data.images import ImageStore, Pixels, by_sample, empty_batch
 from fastidc.data.resident import ResidentImages, bytes_of, free_bytes
 from fastidc.errors import FastidcError
+from fastidc.memory import available_bytes
 
 LOADERS = ("auto", "pillow", "dali", "cache", "memory", "resident")
 DECODERS = ("pillow", "dali")  # of these, what reads the image files themselves
@@ -142,15 +143,6 @@ def _page_locked(pixels: np.ndarray, path: Path) -> Tensor:
         raise FastidcError(f"{path}: CUDA cannot page-lock {pixels.nbytes / 1e9:.1f} GB (error {code}); read it with --loader cache.")
     weakref.finalize(pixels, runtime.cudaHostUnregister, address).atexit = False
     return torch.from_numpy(pixels)
-
-
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping, where the system says it."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)

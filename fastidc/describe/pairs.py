@@ -1,20 +1,22 @@
 """Which pairs there are: of a folder, a table, a data set or a stream, with or without captions, none of their images opened."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastidc.data.datasets import table
 from fastidc.data.datasets.base import kind_of
 from fastidc.data.datasets.files import Files
-from fastidc.data.datasets.rows import Row, lines_of
+from fastidc.data.datasets.flaws import printed
+from fastidc.data.datasets.rows import Row, lines_of, separator_flaw
 from fastidc.data.records import SPLITS, PairRecord, load_records, recognise
 from fastidc.errors import FastidcError
+from fastidc.files import open_plain, parse_json
 
 NEEDED = ("before", "after")
 
@@ -129,7 +131,9 @@ def _of_table(path: Path, split: str, images: Path | None) -> list[Pair | BadRow
             pair_id = found.id or made[found.before, found.after]
             there = Pair(pair_id, folder / found.before, folder / found.after)
             if pairs.get(pair_id, there) != there:
-                raise FastidcError(f"{line.row.where}: id {pair_id!r} stands above with other images; give another pair another id.")
+                raise FastidcError(
+                    f"{line.row.where}: id {printed(repr(pair_id))} stands above with other images; give another pair another id."
+                )
         except FastidcError as error:
             places[f"\n{line.number}"] = _bad(line, error, pairs)
             continue
@@ -168,7 +172,13 @@ def _fields_of(line: _Line, split: str) -> _Fields | FastidcError | None:
             return None
         if line.error is not None:
             raise line.error
-        return _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
+        fields = _Fields(row.needed("before"), row.needed("after"), row.text("id"), row.text("distractor"))
+        for field in ("before", "after", "distractor"):
+            if "\0" in (name := getattr(fields, field) or ""):
+                raise FastidcError(
+                    f"{row.where}, field {field!r} is {printed(repr(name))}, and no file can be called so; write the file's path."
+                )
+        return fields
     except FastidcError as error:
         return error
 
@@ -186,15 +196,17 @@ def _rows(path: Path) -> Iterator[_Line]:
     """Rows of a table whose captions may be absent: `fastidc.data.datasets.rows` is for learning from, and asks for them."""
     try:
         if path.suffix.lower() == ".jsonl":
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 yield from _json_lines(file, str(path))
             return
         # a byte that is no UTF-8 becomes half a surrogate pair, which costs its own row
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with TextIOWrapper(open_plain(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = lines_of(path, file)
             header = [cell.strip() for cell in next(lines, (1, []))[1]]
             if not _is_text(header):
                 raise FastidcError(f"{path}: line 1 cannot be read as UTF-8 text; save it as UTF-8.")
+            if flaw := separator_flaw(path, f"{path}: line 1", header):
+                raise flaw
             _check_fields(f"{path}: line 1", header)
             for number, cells in lines:
                 where = f"{path}: line {number}"
@@ -217,9 +229,9 @@ def _check_fields(where: str, fields: Iterable[str]) -> None:
     fields = list(fields)
     for index, field in enumerate(fields):
         if field not in table.COLUMNS:
-            raise FastidcError(f"{where}, field {field!r} is unknown; the fields are {', '.join(table.COLUMNS)}.")
+            raise FastidcError(f"{where}, field {printed(repr(field))} is unknown; the fields are {', '.join(table.COLUMNS)}.")
         if field in fields[:index]:
-            raise FastidcError(f"{where} has the field {field!r} twice; keep one.")
+            raise FastidcError(f"{where} has the field {printed(repr(field))} twice; keep one.")
     for field in NEEDED:
         if field not in fields:
             raise FastidcError(f"{where} has no field {field!r}; it needs {' and '.join(NEEDED)}.")
@@ -233,11 +245,11 @@ def _json_lines(lines: Iterable[str | bytes], name: str) -> Iterator[_Line]:
             text = line if isinstance(line, str) else line.decode("utf-8-sig")
             if not text.strip():
                 continue
-            values: Any = json.loads(text)
+            values: Any = parse_json(text)
         except UnicodeDecodeError as error:
             yield _Line(number, None, FastidcError(f"{where} is not UTF-8 text ({error})."))
             continue
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield _Line(number, None, FastidcError(f"{where} cannot be read as JSON ({error})."))
             continue
         if not isinstance(values, dict):
@@ -271,7 +283,7 @@ def stream_pairs(lines: Iterable[str | bytes], images: Path | None = None) -> It
             uses[short] += 1
             pair_id = short if uses[short] == 1 else f"{short}#{uses[short]}"
         if pair_id in taken:
-            error = FastidcError(f"{line.row.where}: id {pair_id!r} stands above; give another pair another id.")
+            error = FastidcError(f"{line.row.where}: id {printed(repr(pair_id))} stands above; give another pair another id.")
             yield _bad(line, error, taken)
             continue
         taken.add(pair_id)

@@ -137,8 +137,8 @@ def _read(path: str | os.PathLike[str]) -> Any:
         raise FastidcError(f"{path} cannot be read ({error.strerror or error}); give an existing JSON file") from error
     except UnicodeDecodeError as error:
         raise FastidcError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = (
-            f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        )
+    except (ValueError, RecursionError) as error:
+        place = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise FastidcError(f"{path} is not valid JSON ({place}); correct it or write it again") from error

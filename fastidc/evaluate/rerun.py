@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from fastidc.errors import FastidcError
 from fastidc.evaluate.captions import change_accuracy, is_no_change_id, type_accuracy
 from fastidc.evaluate.coco import read_overlaps, read_references, read_results
 from fastidc.evaluate.probability import auc, calibrate, calibration_error
+from fastidc.files import parse_json
 
 _IOU_FILE = "change_captions_by_IOU.json"
 
@@ -166,7 +166,7 @@ def change_probabilities(folder: Path, split: str) -> dict[str, Any] | None:
 def read_probabilities(file: Path) -> dict[str, float]:
     """``change_SPLIT.json``: image_id -> p, not calibrated. Raises FastidcError that names the file and the entry."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise FastidcError(f"{file} is not readable JSON ({error}); write {{image_id: probability}} again.") from error
     if not isinstance(content, dict) or not content:

@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastidc.errors import FastidcError
+from fastidc.files import parse_json
 
 LOG_FILE, SCORES_FILE = "log.jsonl", "scores.jsonl"
 _POINTS = 240  # of a line: more than its pixels would tell nothing
@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if isinstance(row, dict):

@@ -1,6 +1,5 @@
 """`fastidc export`: a run as a folder for others, without what belongs to the machine that made it."""
 
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from fastidc import checkpoint
 from fastidc.convert import check_free_folder, folder_aside
 from fastidc.describe.no_change import NoChange
 from fastidc.errors import FastidcError
-from fastidc.files import write_text
+from fastidc.files import parse_json, write_text
 from fastidc.share.card import CARD_FILE, UNKNOWN, card
 
 METRICS_FILE = "metrics.json"
@@ -120,7 +119,7 @@ def _metrics(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FastidcError(f"{path}: cannot be read as JSON ({error}); train again, or delete the file.") from None
     if not isinstance(values, dict) or not isinstance(values.get("splits", {}), dict):

@@ -4,11 +4,11 @@ RUN/ledger.jsonl has a line a step, {"step": 7, "epoch": 0, "ids": [...]}, of wh
 on from an earlier step takes away the lines of the steps that are made again.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from fastidc.errors import FastidcError
+from fastidc.files import parse_json
 from fastidc.train.distributed import World
 from fastidc.train.rows import Rows
 
@@ -63,7 +63,7 @@ def check_ledger(path: Path, batch_size: int, steps_per_epoch: int, samples: Ite
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 step, epoch, ids = row["step"], row["epoch"], row["ids"]
             except (ValueError, KeyError, TypeError):
                 raise FastidcError(f"{path}: line {number} is no step of a ledger; it is damaged.") from None

@@ -286,6 +286,9 @@ class Optimizer:
         self.param_groups = [group for inner in self.inner for group in inner.param_groups]
 
 
+_MOMENTS = {"BertAdam": ("first_moment", "second_moment"), "AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+
+
 def _check_moments(inner: torch.optim.Optimizer, saved: dict, steps: int, source: str) -> None:
     """FastidcError unless a saved state has every parameter's moments, in its shape."""
     place = 0
@@ -295,8 +298,18 @@ def _check_moments(inner: torch.optim.Optimizer, saved: dict, steps: int, source
             place += 1
             if steps and not entry:
                 raise FastidcError(f"{source}: the moments of {name} are missing; the file is damaged.")
+            needed = _MOMENTS.get(type(inner).__name__, entry.keys())
+            if entry and entry.keys() != set(needed):
+                raise FastidcError(
+                    f"{source}: {name} has the moments {', '.join(entry)}, and {', '.join(needed)} are needed; the file is damaged."
+                )
             for key, value in entry.items():
-                if isinstance(value, Tensor) and key != "step" and value.shape != p.shape:
+                if not isinstance(value, Tensor):
+                    continue
+                shape = [] if key == "step" else list(p.shape)
+                if list(value.shape) != shape:
                     raise FastidcError(
-                        f"{source}: {key} of {name} has shape {list(value.shape)}, the parameter {list(p.shape)}; the file is damaged."
+                        f"{source}: {key} of {name} has shape {list(value.shape)}, the parameter {shape}; the file is damaged."
                     )
+                if not value.is_floating_point() or (needed != _MOMENTS["Muon"] and key != "step" and value.dtype != p.dtype):
+                    raise FastidcError(f"{source}: {key} of {name} is {value.dtype}, the parameter {p.dtype}; the file is damaged.")

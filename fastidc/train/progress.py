@@ -5,7 +5,8 @@ first process writes them all: every other one would repeat its bytes, and where
 together for as long as it takes to copy it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,15 +55,34 @@ class Progress:
 
     @classmethod
     def of(cls, state: dict[str, Any], source: str) -> "Progress":
-        try:
-            place = Place(int(state["epoch"]), int(state["passed"]))
-            left_out, in_a_row = state["counts"]
-            rest = {name: state[name] for name in ("done", "best", "stale", "seconds", "rollbacks")}
-        except (KeyError, TypeError, ValueError) as error:
-            raise FastidcError(
-                f"{source}: not the state of a fastidc run ({type(error).__name__}: {error}); resume from another one."
-            ) from None
-        return cls(place, counts=(left_out, in_a_row), **rest)
+        """FastidcError naming ``source`` and the field where ``state`` is not what `state` gives."""
+        for name, is_good in _FIELDS.items():
+            if name not in state or not is_good(state[name]):
+                what = repr(state[name])[:60] if name in state else "missing"
+                raise FastidcError(f"{source}: not the state of a fastidc run, field {name} is {what}; resume from another one.")
+        rest = {name: state[name] for name in ("done", "best", "stale", "seconds", "rollbacks")}
+        return cls(Place(state["epoch"], state["passed"]), counts=tuple(state["counts"]), **rest)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("step", "epoch", "passed", "stale"), _is_count),
+    "done": lambda x: isinstance(x, bool),
+    "best": lambda x: x is None or (isinstance(x, dict) and _is_count(x.get("epoch")) and isinstance(x.get("score"), (int, float))),
+    "seconds": lambda x: _is_number(x) and x < 1e12,
+    "counts": lambda x: isinstance(x, list) and len(x) == 2 and all(map(_is_count, x)),
+    "rollbacks": lambda x: isinstance(x, list) and all(isinstance(one, dict) for one in x),
+    "slowed": lambda x: _is_number(x) and 0 < x <= 1,
+    "scaler": lambda x: isinstance(x, dict),
+    "processes": lambda x: _is_count(x) and x > 0,
+}
 
 
 def captured(session: Session) -> dict[str, dict[str, Tensor]]:
@@ -98,7 +118,7 @@ def put_back(session: Session, tensors: dict[str, dict[str, Tensor]], state: dic
     ``source`` where they are not this model's."""
     world, device, optimizer = session.world, session.device, session.optimizer
     own = dict(session.model.named_parameters())
-    _check(own, tensors["weights"] if world.is_main else {}, source, world)
+    world.on_main(lambda: _check(own, tensors, state, source))
     with torch.no_grad():
         for name, x in world.broadcast_tensors(tensors.get("weights"), device):
             own[name].copy_(shards.like(x, own[name]))
@@ -111,17 +131,37 @@ def put_back(session: Session, tensors: dict[str, dict[str, Tensor]], state: dic
     optimizer.slowed = float(state["slowed"])
 
 
-def _check(own: dict[str, Tensor], weights: dict[str, Tensor], source: str, world: World) -> None:
-    def run() -> None:
-        for name in sorted(own.keys() ^ weights.keys()):
-            raise FastidcError(f"{source}: tensor {name} is {'missing' if name in own else 'not of this model'}; resume from another one.")
-        for name, x in weights.items():
-            if x.shape != own[name].shape or x.dtype != own[name].dtype:
-                raise FastidcError(
-                    f"{source}: {name} is {x.dtype} {list(x.shape)}, in this run {own[name].dtype} {list(own[name].shape)}; resume from another one."
-                )
+def _check(own: dict[str, Tensor], tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], source: str) -> None:
+    for file in ("weights", "optimizer", "random"):
+        if file not in tensors:
+            raise FastidcError(f"{source}: has no {file}.safetensors; resume from another one.")
+    weights = tensors["weights"]
+    for name in sorted(own.keys() ^ weights.keys()):
+        raise FastidcError(f"{source}: tensor {name} is {'missing' if name in own else 'not of this model'}; resume from another one.")
+    for name, x in weights.items():
+        if x.shape != own[name].shape or x.dtype != own[name].dtype:
+            raise FastidcError(
+                f"{source}: {name} is {x.dtype} {list(x.shape)}, in this run {own[name].dtype} {list(own[name].shape)}; resume from another one."
+            )
+    for path in tensors["optimizer"]:
+        if path.rpartition("/")[0] not in own:
+            raise FastidcError(f"{source}: tensor {path} is a moment of nothing in this model; resume from another one.")
+    _check_random(tensors["random"], state["processes"], source)
 
-    world.on_main(run)
+
+def _check_random(random: Mapping[str, Tensor], processes: int, source: str) -> None:
+    """Of every process the generators, each of which torch takes."""
+    on_host, on_device = ({f"{device}.{rank}" for rank in range(min(processes, 1 << 20))} for device in ("cpu", "cuda"))
+    if not on_host <= set(random) <= on_host | on_device:
+        raise FastidcError(f"{source}: random.safetensors does not hold the generators of {processes} processes; resume from another one.")
+    for name, x in random.items():
+        try:
+            if x.dtype != torch.uint8 or x.dim() != 1:
+                raise TypeError(x.dtype)
+            if name.startswith("cpu."):
+                torch.Generator().set_state(x)
+        except (RuntimeError, TypeError):
+            raise FastidcError(f"{source}: tensor {name} of random.safetensors is no generator's state; resume from another one.") from None
 
 
 def put_back_random(session: Session, random: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastidc.errors import FastidcError
-from fastidc.files import aside, write_text
+from fastidc.files import aside, parse_json, write_text
 
 
 class Rows:
@@ -63,7 +63,7 @@ def cut(path: Path, key: str, keep: int) -> deque[dict]:
 def _row(line: str, key: str) -> dict | None:
     """None for a line that a kill cut short."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     whole = line.endswith("\n") and isinstance(row, dict) and isinstance(row.get(key), int)

@@ -24,6 +24,7 @@ from fastidc.train.left_out import pairs_of
 from fastidc.train.optim import Stage
 from fastidc.train.policy import policy
 from fastidc.train.precision import choose_precision
+from fastidc.train.progress import Progress
 from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 from fastidc.train.stage import StageRun
@@ -165,6 +166,7 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
 
     def begin() -> bool:
         if begins[0] is not None:
+            Progress.of(begins[0].snapshot.state, str(begins[0].snapshot.path))  # before anything in --out is changed
             check_same(begins[0].snapshot.state.get("identity"), mine, str(begins[0].snapshot.path))
         if begins[0] is None or begins[0].run.resolve() != options.out.resolve():
             prepare_folder(options.out, options.overwrite, wanted(options))

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastidc.checkpoint.header import load_safetensors
 from fastidc.errors import FastidcError
-from fastidc.files import sync_folder
+from fastidc.files import LARGEST_JSON, parse_json, read_plain, sync_folder
 
 FOLDER = "snapshots"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BEST = "best.safetensors"  # the weights of the best epoch so far, as RUN/model.safetensors had them
 FORMAT, VERSION = "fastidc snapshot", 1
-LARGEST_JSON = 64 << 20  # bytes that a manifest or a state may have: more is no snapshot of ours
 _NAME = re.compile(r"step-(\d{8,})")
 _ASIDE = ".snapshot-"
 _OLD = f"{_ASIDE}old-"  # and the name of the snapshot that one of the same step is about to replace
@@ -116,7 +116,10 @@ def read(path: Path) -> Snapshot:
         _check_file(path, name, facts)
     named = [name for name in files if name.endswith(".safetensors") and name != BEST]
     tensors = {name.removesuffix(".safetensors"): _load_tensors(path / name, path) for name in named}
-    return Snapshot(path, tensors, _read_json(path / STATE, path))
+    state = _read_json(path / STATE, path)
+    if state.get("step") != manifest["step"]:
+        raise _damaged(path, f"its {STATE} says that it is of step {str(state.get('step'))[:40]}")
+    return Snapshot(path, tensors, state)
 
 
 def found(folder: Path) -> list[Path]:
@@ -254,13 +257,10 @@ def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _load_tensors(file: Path, path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, f"{file.name} cannot be read, {error}") from None
+        return load_safetensors(file)
+    except FastidcError as error:
+        raise FastidcError(f"{error} It is of the snapshot {path}; resume from another one.") from None
 
 
 def _save_bytes(file: Path, data: bytes) -> None:
@@ -279,11 +279,10 @@ def _json(value: Any) -> bytes:
 
 def _read_json(file: Path, path: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > LARGEST_JSON:
-            raise _damaged(path, f"{file.name} is larger than any that fastidc writes")
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, f"{file.name} cannot be read, {getattr(error, 'strerror', None) or type(error).__name__}") from None
+        value = parse_json(read_plain(file, LARGEST_JSON))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else type(error).__name__
+        raise _damaged(path, f"{file.name} cannot be read, {reason}") from None
     if not isinstance(value, dict):
         raise _damaged(path, f"{file.name} is none of a snapshot")
     return value

@@ -18,7 +18,7 @@ from fastidc.config import preset
 from fastidc.data.cache import HEADER_BYTES, Cache, default_path
 from fastidc.data.cache_build import build
 from fastidc.data.images import ImageStore, decode
-from fastidc.data.loaders import PairLoader, in_order
+from fastidc.data.loaders import PairLoader, distinct_images, in_order
 from fastidc.data.records import load_records
 from fastidc.data.sources import CachedImages
 from fastidc.errors import FastidcError
@@ -61,11 +61,10 @@ def test_images_elsewhere_and_a_moved_data_set(data, file, tmp_path, monkeypatch
     finally:
         (tmp_path / "moved").rename(data)
     (tmp_path / "tables").mkdir()
-    rows = [
-        {"id": str(n), "before": f"../pics/{n}a.png", "after": f"../pics/{n}b.png", "caption": "moved", "split": "train"} for n in (1, 2)
-    ]
-    table = worlds.table_file(tmp_path / "tables" / "pairs.jsonl", rows)
-    cache = Cache(build(images(table), table, tmp_path / "t.bin", 8, report=quiet, progress=False).path)
+    rows = [{"id": str(n), "before": f"pics/{n}a.png", "after": f"pics/{n}b.png", "caption": "moved", "split": "train"} for n in (1, 2)]
+    table = worlds.table_file(tmp_path / "pairs.jsonl", rows).rename(tmp_path / "tables" / "pairs.jsonl")
+    found = distinct_images(load_records(table, images=tmp_path).values())
+    cache = Cache(build(found, table, tmp_path / "t.bin", 8, report=quiet, progress=False).path)
     assert [entry.path for entry in cache.entries] == ["../pics/1a.png", "../pics/1b.png", "../pics/2a.png", "../pics/2b.png"]
     assert default_path(table, 8) == tmp_path / "tables" / "fastidc-cache-8.bin"
 

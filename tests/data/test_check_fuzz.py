@@ -9,59 +9,7 @@ from check_cases import WORLDS
 from fastidc.data.check import check
 from fastidc.data.records import load_records
 from fastidc.errors import FastidcError
-
-JUNK = [
-    None,
-    True,
-    -1,
-    3,
-    10**30,
-    1.5,
-    float("nan"),
-    "",
-    " ",
-    "x",
-    "../../x",
-    "\ud800",
-    "a\u2028b",
-    "\x00",
-    [],
-    {},
-    ["x"],
-    [1],
-    [""],
-    {"a": 1},
-    "word " * 90,
-]
-
-
-def spoilt(value, rng):
-    """``value`` with one thing in it another one, gone, twice, or of another name."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key = rng.choice(sorted(value))
-        action = rng.random()
-        if action < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        if action < 0.2:
-            return {(f"{k}x" if k == key else k): v for k, v in value.items()}
-        return value | {key: spoilt(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.85:
-        index = rng.randrange(len(value))
-        action = rng.random()
-        if action < 0.1:
-            return value[:index] + value[index + 1 :]
-        if action < 0.25:
-            return [*value, value[index]]
-        return [*value[:index], spoilt(value[index], rng), *value[index + 1 :]]
-    return rng.choice(JUNK)
-
-
-def spoilt_text(text, rng):
-    """A table or JSON with some of its characters others, or gone."""
-    for _ in range(rng.randint(1, 3)):
-        place = rng.randrange(len(text))
-        text = text[:place] + rng.choice(["", ",", '"', "\n", "\t", "{", "\u2028", "\x00", "é", "p"]) + text[place + rng.randint(0, 2) :]
-    return text
+from tests.faults.spoiling import spoilt, spoilt_text
 
 
 def refusal_of(run, *args) -> str:

@@ -73,7 +73,7 @@ GOOD = "x.png,x.png,text,p,train,"
     ("name", "lines", "sentence"),
     [
         ("t.csv", ["before,after,title"], r"t.csv: line 1, field 'title' is unknown; the fields are before, after, caption, captions, id,"),
-        ("t.csv", ["before;after;caption"], r"t.csv: line 1, field 'before;after;caption' is unknown"),
+        ("t.csv", ["before;after;caption"], r"t.csv: line 1 has its columns separated by ';'; use commas"),
         ("t.csv", ["before,after,before"], r"t.csv: line 1 has the field 'before' twice"),
         ("t.csv", ["before,caption"], r"t.csv: line 1 has no field 'after'; it needs before, after"),
         ("t.csv", [], r"t.csv: line 1 has no field 'before'"),

@@ -1,16 +1,19 @@
 """What the readers of all data sets share: the record, the parsed entry, JSON, and the way from one to the other."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastidc.data.datasets.flaws import STRICT, Flaw, Level, Sink, Where
+from fastidc.files import parse_json, read_plain
 
 SPLITS = ("train", "val", "test")
 EMPTY = ("drop", "keep")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+LARGEST = 1 << 30
+"""Bytes of an annotation file. CLEVR-Change's largest has 30 MB; one of this size would take 10 GB of memory."""
 
 Report = Callable[[str], None]
 
@@ -85,11 +88,29 @@ class Reader(Protocol):
 def read_json(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = None):
     """The parsed file; FastidcError naming it where it is absent or not UTF-8 JSON. ``hook``: json's object_pairs_hook."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=hook)
+        return parse_json(read_plain(path, LARGEST).decode("utf-8-sig"), hook)
     except FileNotFoundError:
         raise Flaw("file", Where(path), "no such file", "put it there", level="fatal") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Flaw("file", Where(path), f"cannot be read as JSON ({error})", "write it anew", level="fatal") from None
+    except (OSError, ValueError) as error:
+        fix = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "write it anew"
+        raise Flaw("file", Where(path), f"cannot be read as JSON ({reason_of(error)})", fix, level="fatal") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, without the name that its sentence has anyway."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+class Object(dict):
+    """An object of a JSON file that knows which of its keys stand ``twice``: JSON forgets their first values. For `read_json`."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        seen: set[str] = set()
+        self.twice = tuple(dict.fromkeys(key for key, _ in pairs if key in seen or seen.add(key))) if len(self) < len(pairs) else ()
+
+    def flaws(self, where: str, id_: str | None) -> list[Flaw]:
+        return [Flaw("duplicate", where, "stands twice", "keep one", field=key, id=id_) for key in self.twice]
 
 
 def read_object(path: Path, of: str, sink: Sink = STRICT, id_of: Callable[[str], str] = str) -> dict[str, Any]:
@@ -116,7 +137,7 @@ def read_object(path: Path, of: str, sink: Sink = STRICT, id_of: Callable[[str],
 
 def kind_of(value) -> str:
     """A value's type as sentences name it."""
-    return "an empty list" if value == [] else f"a {type(value).__name__}"
+    return "an empty list" if value == [] else "a dict" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def number_or_text(value) -> str | None:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from fastidc.data.datasets.base import (
+    LARGEST,
     SPLITS,
     Annotations,
     Entry,
@@ -13,13 +15,15 @@ from fastidc.data.datasets.base import (
     Report,
     check_unique,
     merged,
+    reason_of,
     say_blank,
     split_of,
 )
-from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.files import Files, image_folder, name_flaw
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 from fastidc.data.datasets.rows import lines_of
 from fastidc.errors import FastidcError
+from fastidc.files import open_plain
 
 TITLE = "Birds-to-Words"
 COLUMNS = (
@@ -44,7 +48,7 @@ def _tables(root: Path) -> list[Path]:
 
 def _has_mark(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_plain(path), encoding="utf-8-sig") as file:
             return _MARK.issubset(cell.strip() for cell in file.readline(4096).split("\t"))
     except (OSError, UnicodeDecodeError):
         return False
@@ -56,7 +60,10 @@ def image_name(url: str) -> str:
     All photographs of iNaturalist are called large.jpg or the like, so that the last part of those URLs would tell none from another.
     """
     number = re.search(r"/photos/(\d+)/", url)
-    return number[1] if number else PurePosixPath(unquote(urlsplit(url).path)).stem
+    try:
+        return number[1] if number else PurePosixPath(unquote(urlsplit(url).path)).stem
+    except ValueError:  # "http://[" is no URL
+        return ""
 
 
 def table_of(root: Path) -> Path:
@@ -82,7 +89,9 @@ def annotations(root: Path, sink: Sink = STRICT) -> Annotations:
             for name, field in zip(names, _IMAGES.values(), strict=True):
                 if not name:
                     sink(Flaw("image-name", where, f"is {cells[field]!r}", "the URL of a photograph was expected", field=field))
-            if all(names):
+                elif flaw := name_flaw(name, where, field):
+                    sink(flaw)
+            if all(names) and not any(name_flaw(name, where) for name in names):
                 with sink.spare("-".join(names)):
                     split = split_of(cells["split"].strip(), where)
                     say_blank(cells["description"], where, "description", None, sink, "-".join(names))
@@ -92,7 +101,7 @@ def annotations(root: Path, sink: Sink = STRICT) -> Annotations:
 
 def _lines(path: Path, sink: Sink) -> Iterator[tuple[Where, dict[str, str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_plain(path, LARGEST), encoding="utf-8-sig", newline="") as file:
             lines = lines_of(path, file)
             header = [cell.strip() for cell in next(lines)[1]]
             if sorted(header) != sorted(COLUMNS):
@@ -105,8 +114,8 @@ def _lines(path: Path, sink: Sink) -> Iterator[tuple[Where, dict[str, str]]]:
                     sink(Flaw("cells", where, what, "see to its tabs"))
                     continue
                 yield where, dict(zip(header, cells, strict=True))
-    except UnicodeDecodeError as error:
-        raise Flaw("file", Where(path), f"cannot be read as UTF-8 text ({error})", "save it as UTF-8", level="fatal") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Flaw("file", Where(path), f"cannot be read as UTF-8 text ({reason_of(error)})", "save it as UTF-8", level="fatal") from None
 
 
 def parse(root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:

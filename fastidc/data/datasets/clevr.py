@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from fastidc.data.datasets.base import SPLITS, Annotations, Entry, Parsed, Report, read_json, read_object, sentences_of
+from fastidc.data.datasets.base import SPLITS, Annotations, Entry, Parsed, Report, read_object, sentences_of
 from fastidc.data.datasets.files import Files
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 
@@ -94,8 +94,8 @@ def _unused(path: Path, names: Collection[str], sink: Sink) -> None:
 
 def splits(path: Path, sink: Sink = STRICT) -> dict[str, list[int | None]]:
     """splits.json: split -> scene numbers, every scene once; None in the place of one that is flawed."""
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(table.get(name), list) for name in SPLITS):
+    table = read_object(path, "split -> list of scene numbers", sink)
+    if not all(isinstance(table.get(name), list) for name in SPLITS):
         raise Flaw("layout", Where(path), 'must be an object with the lists "train", "val" and "test"', level="fatal")
     seen: dict[int, tuple[str, int]] = {}
     out: dict[str, list[int | None]] = {}
@@ -132,8 +132,8 @@ def _id(key: str) -> str:
 
 def types(path: Path, sink: Sink = STRICT) -> dict[str, str]:
     """type_mapping.json turned round: record id -> type of its change."""
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
+    table = read_object(path, "change type -> list of image names", sink)
+    if not all(isinstance(names, list) for names in table.values()):
         raise Flaw("layout", Where(path), "must be an object of change type -> list of image names", level="fatal")
     out: dict[str, str] = {}
     for kind, names in table.items():

@@ -1,5 +1,6 @@
 """Looking images up: every folder is listed once, however many images are asked for."""
 
+import errno
 import os
 from collections.abc import Iterable
 from functools import cache
@@ -21,6 +22,15 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in extensions()
 
 
+def name_flaw(name: str, where: str, field: str | None = None, id_: str | None = None) -> Flaw | None:
+    """What keeps ``name`` from being that of a file in one folder, if anything does: the folders in it, or a sign that no name has."""
+    if "\0" in name or not name.strip():
+        return Flaw("image-name", where, f"is {name!r}, and no file can be called so", "write the file's name", field=field, id=id_)
+    if name in (".", "..") or "/" in name or os.sep in name:
+        return Flaw("path-outside", where, f"is {name!r}, and a name without folders was expected", "take them out", field=field, id=id_)
+    return None
+
+
 class Files:
     """What lies in folders. A folder that is absent is an empty one."""
 
@@ -34,9 +44,12 @@ class Files:
         if key not in self._names:
             try:
                 self._names[key] = frozenset(os.listdir(key))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that the system has no bytes for
                 self._names[key] = frozenset()
             except OSError as error:
+                if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                    self._names[key] = frozenset()
+                    return self._names[key]
                 raise FastidcError(f"{key}: the folder cannot be listed ({error.strerror}); see to its permissions.") from None
         return self._names[key]
 
@@ -72,10 +85,10 @@ class Files:
         other = self.otherwise(path.parent, path.name)
         fix = f"{other} is there, whose capitals differ: rename one of the two" if other is not None else fix
         kind = "image-missing" if other is None else "image-capitals"
-        return Flaw(kind, where, "image is missing", fix, field=field, image=path.with_name(path.name + shown))
+        return Flaw(kind, where, "image is missing", fix, field=field, image=path.parent / f"{path.name}{shown}")
 
     def image(self, folder: Path, name: str, where: str, other_extension: bool = True, field: str | None = None) -> Path:
-        """The file ``name`` of ``folder``; failing it, the one image of the same name with another (case of the) extension."""
+        """The file ``name`` of ``folder``, or in a folder of it; failing it, the one image of the same name with another (case of the) extension."""
         path = folder / name
         parent, last = os.path.split(os.fspath(path))
         if last in self.names(parent):

@@ -1,5 +1,6 @@
 """What is wrong in a data set, as an error with parts, and who hears of it: the one who raises, or one who writes it down and reads on."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,16 @@ from fastidc.errors import FastidcError
 Level = Literal["fatal", "bad", "note"]
 LEVELS: tuple[Level, ...] = ("fatal", "bad", "note")
 """fatal: the data set cannot be read until it is mended. bad: a pair is unusable. note: worth knowing, and no reader minds."""
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST = 300  # signs of a part of a sentence
+
+
+def printed(text: str) -> str:
+    """``text`` as a sentence may hold it: neither endless nor able to move a terminal's cursor."""
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} ... {text[-30:]}"
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Where(str):
@@ -47,9 +58,10 @@ class Flaw(FastidcError):  # noqa: N818 - kept and counted more often than raise
         self.kind, self.where, self.what, self.fix, self.id, self.level, self.image = kind, where, what, fix, id, level, image
         index = "" if at is None else f"[{at}]"
         self.field = "" if field is None else f"{field}{index}"
-        said = where if field is None else f"{where}, field {field!r}{index}"
+        said = printed(where) if field is None else f"{printed(where)}, field {printed(repr(field))}{index}"
         of_file = field is None and isinstance(where, Where) and not where.place
-        said = f"{said}{':' if of_file else ''} {what}" if image is None else f"{image}: {what}, but {said} names it"
+        what, fix = printed(what), printed(fix)
+        said = f"{said}{':' if of_file else ''} {what}" if image is None else f"{printed(str(image))}: {what}, but {said} names it"
         super().__init__(f"{said}; {fix}." if fix else f"{said}.")
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastidc.data.datasets.base import (
+    LARGEST,
     SPLIT_NAMES,
     SPLITS,
     Annotations,
@@ -13,15 +14,17 @@ from fastidc.data.datasets.base import (
     kind_of,
     number_or_text,
     read_object,
+    reason_of,
     say_blank,
     sentences_of,
     split_of,
 )
-from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.files import Files, image_folder, name_flaw
 from fastidc.data.datasets.flaws import STRICT, Collector, Flaw, Sink, Where
 from fastidc.data.datasets.rows import SUFFIXES, Row, table_rows
 from fastidc.data.datasets.splitting import hashed_split
 from fastidc.errors import FastidcError
+from fastidc.files import read_plain
 
 COLUMNS = ("id", "caption", "captions", "split", "type")
 NAMES = ("captions.json", *(f"captions{suffix}" for suffix in SUFFIXES))
@@ -99,9 +102,9 @@ def _from_texts(paths: list[Path], sink: Sink) -> list[Entry]:
     entries = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8-sig")  # \r\n becomes \n
+            text = read_plain(path, LARGEST).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except (OSError, UnicodeDecodeError) as error:
-            sink(Flaw("file", Where(path), f"cannot be read as UTF-8 text ({error})", "save it as UTF-8", id=path.stem))
+            sink(Flaw("file", Where(path), f"cannot be read as UTF-8 text ({reason_of(error)})", "save it as UTF-8", id=path.stem))
             text = ""
         # A blank line is layout and no sentence; a text without any is the pair's empty sentence.
         sentences = tuple(line for line in text.split("\n") if line.strip()) or ("",)
@@ -114,6 +117,9 @@ def _from_texts(paths: list[Path], sink: Sink) -> list[Entry]:
 def _from_json(path: Path, sink: Sink) -> list[Entry]:
     entries = []
     for id_, value in read_object(path, "id -> sentence or list of sentences", sink).items():
+        if flaw := name_flaw(id_, Where(path), id_, id_):
+            sink(flaw)
+            continue
         captions: tuple[str, ...] = (value,) if isinstance(value, str) else ()
         if isinstance(value, str):
             say_blank(value, Where(path), id_, None, sink, id_)
@@ -131,6 +137,8 @@ def _from_table(path: Path, sink: Sink) -> tuple[list[Entry], dict[str, str] | N
     for row in rows:
         with sink.spare():
             id_ = row.needed("id")
+            if flaw := name_flaw(id_, row.where, "id", id_):
+                raise flaw
             groups.setdefault(id_, []).append(row)
             if "split" in columns:
                 split = split_of(row.needed("split"), row.where)

@@ -12,7 +12,7 @@ from fastidc.data.datasets.base import (
     number_or_text,
     sentences_of,
 )
-from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.files import Files, image_folder, name_flaw
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink
 from fastidc.data.datasets.lists import first_with, folder_of, objects
 from fastidc.errors import FastidcError
@@ -63,6 +63,9 @@ def _entries(path: Path, sink: Sink) -> list[Entry]:
         for field in _IMAGES.values():
             if not isinstance(item[field], str) or not item[field].strip():
                 sink(Flaw("image-name", where, f"is {item[field]!r}", "the name of an image file was expected", field=field, id=uid))
+                good = False
+            elif flaw := name_flaw(item[field], where, field, uid):
+                sink(flaw)
                 good = False
         with sink.spare(uid):
             sentences = sentences_of(item["sents"], where, "sents", sink, uid)

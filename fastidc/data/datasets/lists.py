@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fastidc.data.datasets.base import kind_of, read_json
+from fastidc.data.datasets.base import Object, kind_of, read_json
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
 from fastidc.errors import FastidcError
 
@@ -32,7 +32,7 @@ def objects(path: Path, fields: tuple[str, ...], name: Callable[[dict], str | No
 
     Fields besides are nobody's business, and noted once.
     """
-    table = read_json(path)
+    table = read_json(path, Object)
     if not isinstance(table, list):
         raise Flaw("layout", Where(path), f"must be a list of objects, got {kind_of(table)}", level="fatal")
     others: dict[str, int] = {}
@@ -41,12 +41,14 @@ def objects(path: Path, fields: tuple[str, ...], name: Callable[[dict], str | No
         if not isinstance(entry, dict):
             sink(Flaw("layout", where, f"must be an object with {', '.join(fields)}, got {kind_of(entry)}"))
             continue
+        for flaw in (twice := entry.flaws(where, name(entry))):
+            sink(flaw)
         for field in entry.keys() - set(fields):
             others.setdefault(field, index)
         absent = [field for field in fields if field not in entry]
         for field in absent:
             sink(Flaw("field-missing", where, f"has no field {field!r}", f"it needs {', '.join(fields)}", id=name(entry)))
-        if not absent:
+        if not absent and not twice:
             yield where, entry
     for field, index in sorted(others.items()):
         what = f"is none of {', '.join(fields)}, and is not read"

@@ -1,13 +1,14 @@
 """Rows of CSV, TSV and JSONL files, each with its line number."""
 
 import csv
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
-from fastidc.data.datasets.base import kind_of, number_or_text, say_blank, sentences_of
+from fastidc.data.datasets.base import LARGEST, Object, kind_of, number_or_text, reason_of, say_blank, sentences_of
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink, Where
+from fastidc.files import open_plain, parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 SEPARATOR = "|"  # between the sentences of a cell `captions`
@@ -63,12 +64,13 @@ def table_rows(path: Path, allowed: tuple[str, ...], needed: tuple[str, ...], si
     """
     read = _json_lines if path.suffix.lower() == ".jsonl" else _cells
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_plain(path, LARGEST), encoding="utf-8-sig", newline="") as file:
             columns, rows, seen = read(path, file, allowed, needed, sink)
     except FileNotFoundError:
         raise Flaw("file", Where(path), "no such file", "name another", level="fatal") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Flaw("file", Where(path), f"cannot be read as UTF-8 text ({error})", "save it as UTF-8", level="fatal") from None
+        fix = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "write it anew"
+        raise Flaw("file", Where(path), f"cannot be read as UTF-8 text ({reason_of(error)})", fix, level="fatal") from None
     if not seen:
         raise Flaw("layout", Where(path), "has no pairs", "write a row for each", level="fatal")
     return columns, rows
@@ -90,6 +92,18 @@ def _fields_flaw(where: str, fields: Collection[str], needed: tuple[str, ...]) -
 
 def _unknown(where: str, field: str, allowed: tuple[str, ...]) -> Flaw:
     return Flaw("field-unknown", where, "is unknown", f"the fields are {', '.join(allowed)}", field=field)
+
+
+def separator_flaw(path: Path, where: str, header: list[str]) -> Flaw | None:
+    """That the columns of a table are separated by something else than its ending says, where its whole header is one cell."""
+    tabs = path.suffix.lower() == ".tsv"
+    own, others = ("tabs", ",;|") if tabs else ("commas", ";\t|")
+    used = next((sign for sign in others if len(header) == 1 and sign in header[0]), None)
+    if used is None:
+        return None
+    said = "tabs" if used == "\t" else repr(used)
+    rename = {"\t": ", or call the file .tsv", ",": ", or call the file .csv"}.get(used, "")
+    return Flaw("separator", where, f"has its columns separated by {said}", f"use {own}{rename}", level="fatal")
 
 
 def lines_of(path: Path, file) -> Iterator[tuple[int, list[str]]]:
@@ -118,6 +132,8 @@ _Rows = tuple[set[str], list[Row], int]  # columns, rows without flaws, how many
 def _cells(path: Path, file, allowed: tuple[str, ...], needed: tuple[str, ...], sink: Sink) -> _Rows:
     lines = lines_of(path, file)
     header, top = [cell.strip() for cell in next(lines, (1, []))[1]], Where(path, "line 1")
+    if flaw := separator_flaw(path, top, header):
+        raise flaw
     for index, field in enumerate(header):
         flaw = None
         if field not in allowed:
@@ -152,14 +168,15 @@ def _json_lines(path: Path, file, allowed: tuple[str, ...], needed: tuple[str, .
             continue
         where, seen = Where(path, f"line {line}"), seen + 1
         try:
-            table = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            table = parse_json(text, Object)
+        except ValueError as error:
             sink(Flaw("json", where, f"cannot be read as JSON ({error})", "see to its quotes and brackets"))
             continue
         if not isinstance(table, dict):
             sink(Flaw("layout", where, f"must be an object with {', '.join(needed)}, got {kind_of(table)}"))
             continue
-        flaws = [_unknown(where, field, allowed) for field in table if field not in allowed]
+        flaws = table.flaws(where, None)
+        flaws += [_unknown(where, field, allowed) for field in table if field not in allowed]
         flaws += [flaw] if (flaw := _fields_flaw(where, table, needed)) else []
         for flaw in flaws:
             flaw.id = number_or_text(table.get("id"))

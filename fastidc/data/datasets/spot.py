@@ -13,7 +13,7 @@ from fastidc.data.datasets.base import (
     number_or_text,
     sentences_of,
 )
-from fastidc.data.datasets.files import Files, image_folder
+from fastidc.data.datasets.files import Files, image_folder, name_flaw
 from fastidc.data.datasets.flaws import STRICT, Flaw, Sink
 from fastidc.data.datasets.lists import first_with, folder_of, objects
 
@@ -62,6 +62,9 @@ def _entries(path: Path, sink: Sink) -> list[Entry]:
         id_ = _id(item)
         if id_ is None:
             sink(Flaw("id", where, f"is {item['img_id']!r}", "the number or name of a pair was expected", field="img_id"))
+            continue
+        if flaw := name_flaw(str(item["img_id"]), where, "img_id", id_):
+            sink(flaw)
             continue
         with sink.spare(id_):
             sentences = sentences_of(item["sentences"], where, "sentences", sink, id_)

@@ -130,12 +130,25 @@ def _entry(id_: str, rows: list[Row], sink: Sink) -> Entry | None:
 
 
 def parse(root: Path, images: Path | None, report: Report | None, sink: Sink) -> Parsed:
-    """Paths count from ``images`` or else from the table's folder, and name their files exactly."""
+    """Paths count from ``images`` or else from the table's folder, stay in it, and name their files exactly. What links in it point to is the
+    user's business: only the path as it is written is judged."""
     files, table = Files(), file_of(root)
     folder = images or table.parent
+    inside = os.path.join(os.path.abspath(folder), "")
 
     def find(entry: Entry, field: str) -> Path:
-        return files.image(folder, entry.names[field], entry.where, other_extension=False, field=field)
+        name = entry.names[field]
+        if "\0" in name:
+            raise Flaw("image-name", entry.where, f"is {name!r}, and no file can be called so", "write the file's path", field=field)
+        if os.path.isabs(name) or os.pardir in name.split(os.sep):
+            # the path without "..", which behind a link would lead elsewhere
+            name = os.path.normpath(os.path.join(inside, name))
+            if not name.startswith(inside):
+                what = f"is {entry.names[field]!r}, which leaves {folder}"
+                fix = "write paths from a folder that holds all images, and name it with --images"
+                raise Flaw("path-outside", entry.where, what, fix, field=field)
+            name = name.removeprefix(inside)
+        return files.image(folder, name, entry.where, other_extension=False, field=field)
 
     fields = {field: field for field in ("before", "after", "distractor")}
     return Parsed(annotations(root, report, sink), (table,), find, fields)
