@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import ExitStack
 
 import torch
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from fastidc.train.precision import choose_precision
 from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 from fastidc.train.stage import StageRun
-from fastidc.train.start import Start, check_safety, find, finished_metrics, prepare_folder, wanted
+from fastidc.train.start import Start, check_safety, find, finished_metrics, held, prepare_folder, wanted
 
 # Fields of `TrainOptions` that replace a field of the recipe.
 _RECIPE_OPTIONS = (
@@ -158,6 +159,7 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     mine = identity(session, dataset, records, options.fp8)
 
     def begin() -> bool:
+        stack.enter_context(held(options.out))
         begins[0] = find(wanted(options), options.out, say)
         if begins[0] is not None:
             check_same(begins[0].snapshot.state.get("identity"), mine, str(begins[0].snapshot.path))
@@ -165,8 +167,9 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
             prepare_folder(options.out, options.overwrite, wanted(options))
         return begins[0] is not None
 
-    resumed = world.on_main(begin)
-    run = StageRun(options, chosen, dataset, session, records, mine)
-    if resumed:
-        run.go_on_from(begins[0])
-    return run.go()
+    with ExitStack() as stack:
+        resumed = world.on_main(begin)
+        run = StageRun(options, chosen, dataset, session, records, mine)
+        if resumed:
+            run.go_on_from(begins[0])
+        return run.go()
