@@ -136,6 +136,13 @@ def _prepare_folder(out: Path, overwrite: bool, resume: str) -> None:
         for path in (path for path in out.iterdir() if path.name != LOCK_FILE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    for path in out.iterdir():
+        if _is_half_written(path):
+            path.unlink(missing_ok=True)
 
 
 def _of_somebody(out: Path) -> list[Path]:
@@ -162,9 +169,7 @@ def take_over(start: Start, out: Path) -> None:
         (out / checkpoint.WEIGHTS_FILE).unlink(missing_ok=True)
     snapshot.sweep(out / snapshot.FOLDER)
     snapshot.set_aside(out / snapshot.FOLDER, step)
-    for path in out.iterdir():
-        if _is_half_written(path):
-            path.unlink(missing_ok=True)
+    _sweep(out)
 
 
 def _copy(file: Path, to: Path) -> None:

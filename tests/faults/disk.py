@@ -145,7 +145,7 @@ def strike(disk: Disk, tally: Tally, seed: int) -> None:
             check_whole(out)
         disk.check_end(site, out)
     except Exception as error:
-        raise AssertionError(f"{name}{', which it may go on after' if goes_on else ''}: {error or repr(error)}") from error
+        raise AssertionError(f"{name}{', which it may go on after' if goes_on else ''}: {str(error) or repr(error)}") from error
 
 
 def small(disk: Disk, tally: Tally, seed: int) -> None:

@@ -69,7 +69,7 @@ def run(seed: int, count: int) -> dict:
             try:
                 resume(shared(), tally, number, way, step)
             except Exception as error:
-                raise AssertionError(f"{way} after step {step}: {error or repr(error)}") from error
+                raise AssertionError(f"{way} after step {step}: {str(error) or repr(error)}") from error
     return tally.result()
 
 

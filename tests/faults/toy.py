@@ -162,6 +162,8 @@ class Toy:
 
     def check(self, out: Path, alone: Path, batch_size: int) -> None:
         """Every file is that of the run left alone, and the ledger proves that each sample was read once an epoch; ``out`` goes."""
+        left, expected = (sorted(p.name for p in folder.iterdir()) for folder in (out, alone))
+        assert left == expected, f"files {left} instead of {expected}"
         runs.check_same_run(out, alone)
         check_ledger(out / "ledger.jsonl", batch_size, STEPS // 2)
         shutil.rmtree(out)

@@ -111,7 +111,7 @@ def change(toy: Toy, tally: Tally, seed: int) -> None:
         assert check_ledger(out / "ledger.jsonl", BATCH[stage], 4) == {"steps": STEPS, "epochs": 2, "samples": STEPS * BATCH[stage]}
         assert not snapshot.found(out / "snapshots")
     except Exception as error:
-        raise AssertionError(f"{before} -> {after}, killed after step {step}: {error or repr(error)}") from error
+        raise AssertionError(f"{before} -> {after}, killed after step {step}: {str(error) or repr(error)}") from error
     shutil.rmtree(out)
 
 
