@@ -62,14 +62,15 @@ def append_line(path: str | os.PathLike[str], value: Any) -> None:
 
 
 @contextmanager
-def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def exclusive(path: str | os.PathLike[str], what: str, lenient: bool = False) -> Iterator[None]:
     """Holds the lock file ``path`` while the block runs, so that one process at a time makes ``what``; FastidcError names who else does.
 
     The system lets go of the lock when its process ends, however it ends, so one that is left behind by a process of this machine is
-    taken over. Of another machine's that cannot be known, and the sentence says what to do.
+    taken over. Of another machine's that cannot be known, and the sentence says what to do. lenient: such a one is taken over too, because what
+    was killed there has to go on here unasked; and where the file system knows no locks, none is held.
     """
     path = Path(path)
-    with _lock_file(path, what) as file:
+    with _lock_file(path, what, lenient) as file:
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with suppress(OSError):  # a full disk is the block's business; the lock holds without a name in it
             os.ftruncate(file.fileno(), 0)
@@ -81,7 +82,7 @@ def exclusive(path: str | os.PathLike[str], what: str) -> Iterator[None]:
                 path.unlink()  # still locked, so nobody else's
 
 
-def _lock_file(path: Path, what: str) -> IO[str]:
+def _lock_file(path: Path, what: str, lenient: bool) -> IO[str]:
     """``path``, open and locked by this process; FastidcError where another one has it, or where it cannot be made."""
     import fcntl  # not on Windows
 
@@ -95,6 +96,9 @@ def _lock_file(path: Path, what: str) -> IO[str]:
                 owner = _owner(file)
                 file.close()
                 raise FastidcError(f"{what} is being made by {_named(owner)}; wait until it is done, then run this again.") from None
+            except OSError as error:
+                if not lenient or error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
@@ -104,7 +108,7 @@ def _lock_file(path: Path, what: str) -> IO[str]:
             f"{path} cannot be written ({error.strerror or error}); choose a folder with room that you may write to."
         ) from error
     owner = _owner(file)
-    if owner.get("host", socket.gethostname()) != socket.gethostname():
+    if not lenient and owner.get("host", socket.gethostname()) != socket.gethostname():
         file.close()
         raise FastidcError(
             f"{what} is being made by {_named(owner)}, as {path} says; wait until it is done, or delete that file if it no longer runs."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from fastidc.train.progress import Progress
 from fastidc.train.scalars import check_tensorboard
 from fastidc.train.session import Session
 from fastidc.train.stage import StageRun
-from fastidc.train.start import Start, check_folder, check_safety, find, finished_metrics, prepare_folder, wanted
+from fastidc.train.start import Start, check_folder, check_safety, find, finished_metrics, held, prepare_folder, wanted
 
 
 def resolve(stage: Stage, options: TrainOptions, dataset: str) -> tuple[Preset, Recipe]:
@@ -100,10 +101,12 @@ def train(stage: Stage, options: TrainOptions) -> dict:
             if world.is_main:
                 tqdm.write(f"{options.out}: the run is finished; there is nothing to resume.")
             return metrics
-        return _train(stage, options, world, device)
+        with ExitStack() as stack:
+            return _train(stage, options, world, device, stack)
 
 
-def _train(stage: Stage, options: TrainOptions, world: World, device: torch.device) -> dict:
+def _train(stage: Stage, options: TrainOptions, world: World, device: torch.device, stack: ExitStack) -> dict:
+    """`train`; ``stack`` ends the hold on ``options.out``."""
     dataset = recognise(options.data) if options.dataset == "auto" else options.dataset
     chosen, recipe = resolve(stage, options, dataset)
     precision = choose_precision(options.precision, device)
@@ -112,8 +115,11 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     policy(stage, device.type, precision.name, recipe, world.size, options.fsdp, **wishes)  # what cannot be is said before anything is read
     say = tqdm.write if world.is_main else lambda text: None
     begins: list[Start | None] = [None]  # the first process alone reads snapshots
+    locked = world.is_main and options.out.exists()
 
     def find_start() -> None:
+        if locked:
+            stack.enter_context(held(options.out))
         begins[0] = find(wanted(options), options.out, say)
         if begins[0] is None:
             check_folder(options.out, options.overwrite, wanted(options))  # a look at all images may take long
@@ -165,6 +171,10 @@ def _train(stage: Stage, options: TrainOptions, world: World, device: torch.devi
     mine = identity(session, dataset, records, options.fp8, None if pairs.left is None else pairs.left.held)
 
     def begin() -> bool:
+        if not locked:
+            stack.enter_context(held(options.out))
+            if begins[0] is None and find(wanted(options), options.out, say) is not None:
+                raise FastidcError(f"{options.out}: another run has begun there meanwhile; choose another --out.")
         if begins[0] is not None:
             Progress.of(begins[0].snapshot.state, str(begins[0].snapshot.path))  # before anything in --out is changed
             check_same(begins[0].snapshot.state.get("identity"), mine, str(begins[0].snapshot.path))

@@ -52,7 +52,7 @@ class Snapshot:
 def beside(folder: Path, file: Path) -> Path:
     """``file`` as it is now under a name in ``folder``, for `write` to take: the same bytes on the disk where it can be, or a copy. Whoever replaces
     ``file`` later leaves this one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     path = folder / f"{_ASIDE}best-{secrets.token_hex(4)}"
     try:
         os.link(file, path)
@@ -72,7 +72,8 @@ def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], b
     path = folder / name_of(step)
     aside = folder / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        aside.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # not its parent: a run folder that was taken away is not made again
+        aside.mkdir()
         for name, values in tensors.items():
             _save_tensors(aside / f"{name}.safetensors", values)
         if best is not None:
@@ -165,6 +166,12 @@ def prune(folder: Path, keep: int) -> None:
         with suppress(OSError):
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Takes ``folder`` away with all that is in it, as `prune` does: a kill meanwhile leaves no half under a snapshot's name."""
+    prune(folder, 0)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """One stage of training with its folder: what is written when, what a signal ends and where it goes on."""
 
-import shutil
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from fastidc.train.start import LOG_FILE, METRICS_FILE, SCORES_FILE, Start, take
 from fastidc.train.steplog import StepLog
 from fastidc.train.watchdog import Watchdog
 
+T = TypeVar("T")
 MOST_ROLLBACKS = 8  # the rate is then 1/256 of the recipe's, and it was not the rate
 
 
@@ -52,6 +54,7 @@ class StageRun:
         self.scoring = False  # the model's weights are those of the kept epoch, not of the last step
         self.signals = Signals(options.preemption_signal, self.world.size > 1)
         self._random: tuple[dict, dict] | None = None
+        self._place = options.out.stat() if session.world.is_main else None
 
     def say(self, sentence: str) -> None:
         if self.world.is_main:
@@ -88,11 +91,25 @@ class StageRun:
             if self.world.is_main:
                 tqdm.write(session.loader.summary())
             metrics = self.scores()
-        self.world.on_main(lambda: write_json(out / METRICS_FILE, metrics))
-        self.world.on_main(lambda: shutil.rmtree(out / snapshot.FOLDER, ignore_errors=True))
+        self._written(lambda: write_json(out / METRICS_FILE, metrics))
+        self.world.on_main(lambda: snapshot.clear(out / snapshot.FOLDER))
         if self.scalars is not None:
             self.scalars.close()
         return metrics
+
+    def _written(self, write: Callable[[], T]) -> T:
+        """``write()`` on the first process, where the run folder is still that in which the run began: in one made anew half a run would lie."""
+
+        def run() -> T:
+            try:
+                same = os.path.samestat(self._place, self.out.stat())
+            except OSError:
+                same = False
+            if not same:
+                raise FastidcError(f"{self.out}: was taken away during the run; put it back, then go on with --resume auto.")
+            return write()
+
+        return self.world.on_main(run)
 
     def _open_scalars(self) -> None:
         self.scalars = Scalars(self.out / "tensorboard", after=self.session.optimizer.steps)
@@ -188,7 +205,7 @@ class StageRun:
         with self._leaves():
             score, metrics = judge.score(self.records[recipe.select])
         row = {"epoch": epoch, "split": recipe.select, "criterion": judge.criterion, "score": score}
-        self.world.on_main(lambda: append_line(self.out / SCORES_FILE, row))
+        self._written(lambda: append_line(self.out / SCORES_FILE, row))
         if self.scalars is not None:
             self.scalars.add({judge.criterion: score}, self.session.optimizer.steps, recipe.select)
         known.stale += 1
@@ -218,12 +235,13 @@ class StageRun:
 
     def save_weights(self) -> None:
         model = self.session.gather()
-        self.world.on_main(lambda: checkpoint.save(self.out, model.config, dict(model.named_parameters()), self.facts))
+        self._written(lambda: checkpoint.save(self.out, model.config, dict(model.named_parameters()), self.facts))
 
     def save(self) -> None:
         """A snapshot of now, unless the last step may have harmed the weights."""
         session, known = self.session, self.progress
         self.watchdog.now("saving", session.optimizer.steps)
+        self._written(lambda: None)
         self.log.flush(to_disk=True)
         self.ledger.flush(to_disk=True)
         if self.log.harmed:

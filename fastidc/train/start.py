@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from fastidc.config import TrainOptions
 from fastidc.data.bad_data import most_of
 from fastidc.data.records import read_json
 from fastidc.errors import FastidcError
-from fastidc.files import aside
+from fastidc.files import aside, exclusive
 from fastidc.train import snapshot
 from fastidc.train.ledger import LEDGER_FILE
 from fastidc.train.signals import check_signal
 
 LOG_FILE, SCORES_FILE, METRICS_FILE = "log.jsonl", "scores.jsonl", "metrics.json"
+LOCK_FILE = ".lock"  # of the process that writes here
 
 
 def check_safety(options: TrainOptions) -> None:
@@ -57,7 +59,7 @@ def finished_metrics(out: Path, stage: str, asked: Mapping[str, Any]) -> dict | 
             raise FastidcError(
                 f"{out}: holds a finished run with {field} {theirs.get(field)}, and this one has {value}; choose another --out."
             )
-    shutil.rmtree(out / snapshot.FOLDER, ignore_errors=True)  # a kill may have come before
+    snapshot.clear(out / snapshot.FOLDER)  # a kill may have come before
     return read_json(out / METRICS_FILE)
 
 
@@ -89,13 +91,38 @@ def find(resume: str, out: Path, say: Callable[[str], None]) -> Start | None:
     return None
 
 
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keeps other runs out of the folder ``out`` while the block runs; it is made where it is not there. FastidcError where another run has it.
+    What a killed run leaves of its lock holds nothing."""
+    if out.exists() and not out.is_dir():
+        yield  # `prepare_folder` says so
+        return
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(out, error) from None
+    try:
+        with exclusive(out / LOCK_FILE, str(out), lenient=True):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # something is in it
+                out.rmdir()
+
+
+def _no_folder(out: Path, error: OSError) -> FastidcError:
+    return FastidcError(f"{out}: the run folder cannot be made ({error.strerror or error}); choose another --out.")
+
+
 def prepare_folder(out: Path, overwrite: bool, resume: str = "none") -> None:
     """Makes ``out``; refuses one that already holds something, unless it may be replaced, and one that cannot be made. With ``resume`` auto a run
     that ended before its first snapshot is replaced; there must be none."""
     try:
         _prepare_folder(out, overwrite, resume)
     except OSError as error:
-        raise FastidcError(f"{out}: the run folder cannot be made ({error.strerror or error}); choose another --out.") from None
+        raise _no_folder(out, error) from None
 
 
 def check_folder(out: Path, overwrite: bool, resume: str = "none") -> bool:
@@ -115,13 +142,25 @@ def check_folder(out: Path, overwrite: bool, resume: str = "none") -> bool:
 
 def _prepare_folder(out: Path, overwrite: bool, resume: str) -> None:
     if check_folder(out, overwrite, resume):
-        shutil.rmtree(out)
+        for path in (path for path in out.iterdir() if path.name != LOCK_FILE):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    for path in out.iterdir():
+        if _is_half_written(path):
+            path.unlink(missing_ok=True)
 
 
 def _of_somebody(out: Path) -> list[Path]:
-    """What is in ``out`` besides what a kill left of a file that was being written."""
-    return [path for path in out.iterdir() if not (path.name.startswith(".") and path.name.endswith(".tmp"))]
+    """What is in ``out`` besides the lock and what a kill left of a file that was being written."""
+    return [path for path in out.iterdir() if path.name != LOCK_FILE and not _is_half_written(path)]
+
+
+def _is_half_written(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def take_over(start: Start, out: Path) -> None:
@@ -139,9 +178,7 @@ def take_over(start: Start, out: Path) -> None:
         (out / checkpoint.WEIGHTS_FILE).unlink(missing_ok=True)
     snapshot.sweep(out / snapshot.FOLDER)
     snapshot.set_aside(out / snapshot.FOLDER, step)
-    for path in out.iterdir():
-        if path not in _of_somebody(out):
-            path.unlink(missing_ok=True)
+    _sweep(out)
 
 
 def _copy(file: Path, to: Path) -> None:

@@ -70,6 +70,7 @@ class StepLog:
         self._rows: Rows | None = None
         world.on_main(lambda: self._open(path, keep))
         self.left_out, self.in_a_row = counts
+        self.not_finite = 0  # steps written by this log that were not
         self.harmed = False  # whether the last step may have brought to the weights what is no number
         self._waiting: list[tuple[dict, Tensor, Tensor]] = []
         self._world, self._flush_every, self._scalars, self._most = world, flush_every, scalars, most
@@ -98,8 +99,11 @@ class StepLog:
 
     def flush(self, to_disk: bool = False) -> None:
         """Writes what waits; FastidcError where an op met what it could not read, a NotFiniteError where too many losses in a row are not finite."""
+        before = self.not_finite
         bad = self._write(together=True)
         said = self._faults()
+        if bad is None and self.not_finite > before:  # which embedding it was explains a step that is counted, and is no fault besides
+            said = [sentence for sentence in said if "embedding that is not finite" not in sentence]
         if bad is not None:
             said.insert(
                 0,
@@ -131,6 +135,7 @@ class StepLog:
             # the scaler's way: it left the step out, and halves its factor; but not for ever
             scaled = math.isfinite(loss) and not finite and facts.get("scaled", False)
             self.in_a_row = 0 if finite else self.in_a_row + 1
+            self.not_finite += not finite
             self.harmed = not finite and not scaled
             if not finite and self.in_a_row >= (MOST_SKIPPED if scaled else self._most):
                 bad = bad or facts["step"]

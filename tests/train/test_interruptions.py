@@ -256,16 +256,28 @@ def test_a_file_that_may_not_grow(toy, tmp_path):
     assert list((tmp_path / "out" / "snapshots").iterdir()) == []
 
 
-def not_finite(monkeypatch, bad: set[int]) -> None:
-    """Those steps, counted over the life of the process, see an embedding that is no number."""
+def embedding_not_finite(monkeypatch, bad: set[int]) -> None:
+    """Those steps' images become what is no number in the first block."""
+
+    def hook(model) -> torch.utils.hooks.RemovableHandle:
+        return model.pair_encoder.patch_embed.register_forward_hook(lambda module, given, x: torch.full_like(x, math.nan))
+
+    not_finite(monkeypatch, bad, hook)
+
+
+def of_gradient(model) -> torch.utils.hooks.RemovableHandle:
+    return model.pair_encoder.projection.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+
+
+def not_finite(monkeypatch, bad: set[int], hooked=of_gradient) -> None:
+    """Those steps, counted over the life of the process, see what is no number."""
     count, original = [0], Trainer.step
 
     def step(self, batches):
         count[0] += 1
         if count[0] not in bad:
             return original(self, batches)
-        p = self.model.pair_encoder.projection
-        hook = p.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+        hook = hooked(self.model)
         try:
             return original(self, batches)
         finally:
@@ -305,6 +317,10 @@ def test_numbers_that_are_not_finite(toy, tmp_path, monkeypatch):
             train("adapt", options(data, start, tmp_path / "three", **OFFICIAL, **rollback))
     train("adapt", options(data, start, tmp_path / "three", resume="auto", **OFFICIAL, **rollback))
     check_same_run(tmp_path / "three", tmp_path / "two")
+    with monkeypatch.context() as patched:  # an embedding that is no number is left out as a gradient is
+        embedding_not_finite(patched, {3})
+        train("adapt", options(data, start, tmp_path / "four", **OFFICIAL, **rollback))
+    assert [row.get("skipped") for row in left(tmp_path / "four")["rows"]] == [None, None, 1, *[None] * 5]
     with monkeypatch.context() as patched:
         not_finite(patched, set(range(1, 999)))
         with pytest.raises(FastidcError, match="gone back 8 times already"):
