@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 
 import pytest
@@ -209,6 +210,20 @@ def test_archives_that_are_bombs_or_leave_their_folder(tmp_path, monkeypatch):
         out.writestr("good/data/0", bytes(8))
     refused(tmp_path / "good.pt", "stands twice")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt", "bomb.pt", "good.pt"]
+
+
+def test_a_long_name_costs_no_minutes(tmp_path):
+    """torch looks for its advice in its own sentence, in a time that grows with the square of the name's length."""
+    evil = b"\x80\x02}X\x01\x00\x00\x00wcx\n" + b"x" * 200_000 + b"\n)Rs."
+    started = time.monotonic()
+    torch.save({"w": torch.ones(2)}, tmp_path / "good.bin", _use_new_zipfile_serialization=False)
+    head = (tmp_path / "good.bin").read_bytes().split(b"\x80\x02}")[0]
+    (tmp_path / "long.bin").write_bytes(head + evil)
+    refused(tmp_path / "long.bin", "its pickle has a name of 200,002 signs")
+    torch.save({"w": torch.ones(2)}, tmp_path / "good.pt")
+    path = repacked(tmp_path / "good.pt", tmp_path / "long.pt", lambda name, data: (name, evil if name.endswith("data.pkl") else data, 0))
+    refused(path, "its pickle has a name of 200,002 signs")
+    assert time.monotonic() - started < 10
 
 
 def test_tensors_that_are_more_than_their_file(tmp_path, monkeypatch):

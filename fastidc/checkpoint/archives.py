@@ -12,15 +12,19 @@ import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastidc.checkpoint.header import MOST_TENSORS, check_room, damaged
+from fastidc.errors import FastidcError
 
 SPARE = 64 << 20
 """Bytes that an archive may unpack to beyond its own size: torch stores tensors as they are."""
+LONGEST_NAME = 1000  # of a class, with its module
+LEGACY_PICKLES = 5
+"""Those that a file of torch before 1.6 begins with: a number, a version, the system, the tensors, and the names of their storages."""
 LARGEST_PICKLE = 64 << 20  # of the names and shapes; that of ViT-L/14 has about 0.1 MB
 _DTYPES = {
     f"{name}Storage": dtype
@@ -58,6 +62,20 @@ def check_members(path: Path, archive: zipfile.ZipFile) -> None:
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > size + SPARE:
         raise damaged(path, f"its members claim {unpacked:,} bytes in a file of {size:,}")
+
+
+def check_pickles(path: Path, file: IO[bytes], count: int = 1) -> None:
+    """FastidcError unless ``file`` goes on with ``count`` pickles whose names are of usual length: over a long one torch makes a sentence for
+    minutes. Nothing is unpickled."""
+    try:
+        for _ in range(count):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST") and len(argument) > LONGEST_NAME:
+                    raise damaged(path, f"its pickle has a name of {len(argument):,} signs")
+    except FastidcError:
+        raise
+    except Exception as error:
+        raise damaged(path, f"it is nothing that torch.save writes: {' '.join(str(error).split())[:100]}") from None
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:

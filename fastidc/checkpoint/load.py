@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from fastidc.checkpoint.archives import check_members, is_torchscript, read_torchscript
+from fastidc.checkpoint.archives import LEGACY_PICKLES, check_members, check_pickles, is_torchscript, read_torchscript
 from fastidc.checkpoint.header import check_room, damaged, load_safetensors
 from fastidc.errors import FastidcError
 
@@ -42,11 +42,17 @@ def load_file(path: Path) -> dict[str, Tensor]:
 
 def _unpacked(path: Path) -> object:
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            check_pickles(path, file, LEGACY_PICKLES)
         return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
         check_members(path, archive)
         if is_torchscript(archive):
             return read_torchscript(path, archive)
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as file:
+                    check_pickles(path, file)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
