@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parents[1]
-for _part in (_TESTS.parent / "kernels", _TESTS.parent, _TESTS, _TESTS / "train"):
+for _part in (_TESTS.parent / "kernels", _TESTS.parent, _TESTS, _TESTS / "train", _TESTS / "data"):
     if str(_part) not in sys.path:
         sys.path.insert(0, str(_part))
 
