@@ -61,7 +61,7 @@ def test_what_does_not_compile_is_a_fault(monkeypatch, tmp_path):
 def test_a_machine_without_a_compiler_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(nvrtc, "library", lambda: None)
     (row,) = aot.cuda_sources("sm_90", tmp_path, None)
-    assert row["skipped"] == "neither nvcc nor NVRTC is here: install the CUDA toolkit, or torch for CUDA, whose wheels bring NVRTC"
+    assert row["skipped"] == "neither nvcc nor NVRTC is here."
     assert row["faults"] == []
 
 
