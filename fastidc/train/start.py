@@ -59,8 +59,16 @@ def finished_metrics(out: Path, stage: str, asked: Mapping[str, Any]) -> dict | 
             raise FastidcError(
                 f"{out}: holds a finished run with {field} {theirs.get(field)}, and this one has {value}; choose another --out."
             )
-    snapshot.clear(out / snapshot.FOLDER)  # a kill may have come before
+    _tidy(out)
     return read_json(out / METRICS_FILE)
+
+
+def _tidy(out: Path) -> None:
+    """Takes away what a kill has left of a finished run besides its files; not where another process is just about to, or nobody can."""
+    if (out / LOCK_FILE).exists() or (out / snapshot.FOLDER).exists():
+        with suppress(FastidcError, OSError), exclusive(out / LOCK_FILE, str(out), lenient=True):
+            snapshot.clear(out / snapshot.FOLDER)
+            _sweep(out)
 
 
 @dataclass

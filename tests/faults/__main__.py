@@ -16,10 +16,10 @@ from pathlib import Path
 
 # name: (module, its function, cases of the long form, of the short form)
 FAULTS = {
-    "kills": ("kills", "run", 200, 10),
-    "terms": ("terms", "run", 50, 8),
-    "disk": ("disk", "run", 300, 24),
-    "numbers": ("numbers", "run", 158, 18),
+    "kills": ("kills", "run", 200, 8),
+    "terms": ("terms", "run", 50, 6),
+    "disk": ("disk", "run", 300, 15),
+    "numbers": ("numbers", "run", 158, 14),
     "every_step": ("every_step", "run", 72, 6),
     "corruptions": ("corruptions", "run", 1000, 50),
     "images": ("images", "run", 1000, 130),

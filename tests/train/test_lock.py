@@ -60,6 +60,11 @@ def test_what_a_killed_run_leaves_holds_nothing(toy, tmp_path, monkeypatch):
     (out / LOCK_FILE).write_text(json.dumps({"pid": 1, "host": "another"}))
     train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
     assert not (out / LOCK_FILE).exists()
+    before = left(out)
+    (out / LOCK_FILE).touch()  # killed between its last file and its end
+    (out / "snapshots").mkdir()
+    train("adapt", options(*toy, out, resume="auto", **OFFICIAL))
+    assert left(out) == before
 
 
 def test_a_file_system_without_locks(toy, tmp_path, monkeypatch):
