@@ -7,6 +7,7 @@ pair alone scores 0. The protocol is the official one (``clip4idc.md`` 7.2); its
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class CaptionScorer:
     """Scores any number of caption sets against one set of references.
 
     ``references``: id -> sentences. They are tokenised once, as far as an id is scored, and one METEOR process serves every call (its
-    start takes 6 s, and goes on beside the tokenising). ``meteor=False`` leaves METEOR out. ``tokenizer``: "auto", "ptb-java" or
+    start goes on beside the tokenising). ``meteor=False`` leaves METEOR out. ``tokenizer``: "auto", "ptb-java" or
     "ptb-regex". An empty reference is dropped where its pair has another one: pycocoevalcap gives an empty caption ROUGE-L 1.0 for it,
     and Spot-the-Diff ships 7 of them; ``keep_empty_references=True`` is the official behaviour. ``progress``: a bar for METEOR, which takes
     longest. Not for two threads at a time.
@@ -142,7 +143,7 @@ class CaptionScorer:
         pairs = list(self._references if pairs is None else pairs)
         self._check(dict.fromkeys(pairs, ""))
         with self._ended_by_errors():
-            self._meteor.start()
+            self._meteor.start(itertools.chain.from_iterable(self._references[pair] for pair in pairs))
             caption, tokens = self._constant(pairs, candidates)
             (examined,) = self._examined([(dict.fromkeys(pairs, tokens), subsets_of(pairs, types), 0, 0)])
         return caption, examined.scores
@@ -208,7 +209,7 @@ class CaptionScorer:
     def _tokenized_captions(self, hypotheses: Mapping[str, str]) -> dict[str, str]:
         """Tokens of ``hypotheses``, and of their references by the same tokeniser; METEOR's start goes on beside it."""
         self._check(hypotheses)
-        self._meteor.start()
+        self._meteor.start([*itertools.chain.from_iterable(self._references[pair] for pair in hypotheses), *hypotheses.values()])
         while True:  # once more, where Java failed between the two: one table must not mix two tokenisers
             self._tokenized_references(list(hypotheses))
             before = self._tokenizer_reason

@@ -205,6 +205,7 @@ def test_a_meteor_that_fails_is_none_with_a_reason(monkeypatch, tmp_path, clevr,
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
     monkeypatch.setattr(java_module, "find_java", lambda: str(fake))
+    monkeypatch.setattr(java_module, "table_for", lambda words, table, stop: table)
     if "sleep" in script:
         monkeypatch.setattr(java_module, "_START_LIMIT", 1 - 0.5 * len(hypotheses))  # each caption adds half a second
     scores = score_captions(references, hypotheses, tokenizer="ptb-regex")

@@ -1,6 +1,8 @@
 import csv
+import itertools
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fastidc.evaluate.captions import score_by_subset, score_captions
 from fastidc.evaluate.coco import read_overlaps, read_types
 from fastidc.evaluate.intervals import meteor_of, meteor_statistics, middle
 from fastidc.evaluate.meteor import MeteorDesk, one_meteor
+from fastidc.evaluate.paraphrases import words_of
 from fastidc.evaluate.scorecard import match, score
 
 REFERENCES = {"1.png": ["the cube is gone", ""], "2.png": ["a ball moved"], "2.png_n": ["there is no change", "nothing moved"]}
@@ -159,6 +162,7 @@ def test_another_meteor_scores_its_own_statistics(monkeypatch, tmp_path, clevr):
     fake.write_text(f'#!/bin/sh\nwhile read line; do case "$line" in EVAL*) {answer};; *) echo 1.0 2.0;; esac; done\n')
     fake.chmod(0o755)
     monkeypatch.setattr(java_module, "find_java", lambda: str(fake))
+    monkeypatch.setattr(java_module, "table_for", lambda words, table, stop: table)
     monkeypatch.setattr("fastidc.evaluate.captions.tokenize", lambda sentences, _: (list(sentences), "ptb-regex", None))
     card = score(references, hypotheses, resamples=20)
     for block in (card.scores["overall"], card.scores["change"]):
@@ -179,11 +183,12 @@ def test_one_process_for_everything_within(monkeypatch, tmp_path):
     )
     fake.chmod(0o755)
     monkeypatch.setattr(java_module, "find_java", lambda: str(fake))
+    monkeypatch.setattr(java_module, "table_for", lambda words, table, stop: table)
 
-    def ask(*desks):
+    def ask(*desks, word="b"):
         for desk in desks:
-            desk.start()
-            assert desk.ask([["a"]], ["b"]).lines == [row]
+            desk.start(["a b"])
+            assert desk.ask([["a"]], [word]).lines == [row]
             desk.close()
 
     count = lambda: len(starts.read_text().split())  # noqa: E731
@@ -192,19 +197,47 @@ def test_one_process_for_everything_within(monkeypatch, tmp_path):
         with one_meteor():
             ask(MeteorDesk())
         broken = MeteorDesk()
-        broken.start()
-        process = broken.process
+        process = broken._begin(frozenset("ab"))
         assert count() == 1
         assert process._process.poll() is None
         broken.abort()
         assert process._process.poll() is not None
         ask(MeteorDesk())
         assert count() == 2
+        ask(MeteorDesk(), MeteorDesk(), word="new")  # of which its table may lack what it matches
+        assert count() == 3
         last = MeteorDesk()
-        last.start()
-    assert last.process._process.poll() is not None
+        process = last._begin(frozenset(["a", "b", "new"]))
+        assert count() == 3
+    assert process._process.poll() is not None
     ask(MeteorDesk())
-    assert count() == 3
+    assert count() == 4
+
+
+def test_a_desk_that_is_closed_while_its_process_starts_leaves_none(monkeypatch):
+    """Whether the end comes before the process or just after it."""
+    made = []
+
+    class Process:
+        def __init__(self, words, stop):
+            made.append(self)
+            self.open = True
+            desk.close()
+
+        def close(self):
+            self.open = False
+
+    monkeypatch.setattr("fastidc.evaluate.meteor.Meteor", Process)
+    desk = MeteorDesk()
+    desk.start(["a"])
+    for _ in range(1000):
+        if made and not made[0].open:
+            break
+        time.sleep(0.01)
+    assert [process.open for process in made] == [False]
+    assert desk.process is None
+    assert desk.ask([["a"]], ["a"]) is None
+    assert desk.reason is None
 
 
 @pytest.mark.slow
@@ -234,7 +267,7 @@ def test_the_best_reference_is_the_one_that_the_jar_takes(java, spot_test, clevr
     real = [sentences[0] for sentences in spot_test.values()]
     chosen = [*captions.values(), *real[1:], real[0], "a cube", ""]
     desk = MeteorDesk()
-    desk.start()
+    desk._begin(words_of([*itertools.chain.from_iterable(several), *chosen]))
     try:
         answer = desk._aligned(several, chosen)
         assert answer.lines == desk.process.segments(several, chosen)
@@ -256,6 +289,9 @@ def test_a_jar_that_takes_another_reference_is_believed():
 
         def corpus(self, lines):
             return 0.5, [0.5] * len(lines)
+
+        def knows(self, words):
+            return True
 
     desk = MeteorDesk()
     desk.process = Process()
