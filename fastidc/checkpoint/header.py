@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastidc.errors import FastidcError
 from fastidc.files import open_plain, parse_json
-from fastidc.memory import available_bytes
+from fastidc.host import available_bytes
 
 LARGEST_HEADER = 16 << 20
 """Bytes. The header of ViT-L/14 with its captioner has less than 0.1 MB; the format itself allows 100 MB."""

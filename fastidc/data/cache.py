@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from fastidc.data import cache_builders as builders
 from fastidc.errors import FastidcError
+from fastidc.host import cores
 
 MAGIC = b"FASTIDC\0"
 VERSION = 1
@@ -194,7 +195,7 @@ class Cache:
 
     def damaged_pixels(self) -> list[str]:
         """Paths of the images whose pixels do not have their checksum; reads the whole file."""
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
             sums = pool.map(lambda row: zlib.crc32(self.pixels[row]), range(len(self.entries)))
             progress = tqdm(zip(self.entries, sums, strict=True), total=len(self.entries), desc="verify", unit="image", leave=False)
             return [entry.path for entry, value in progress if value != entry.crc32]

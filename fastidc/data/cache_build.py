@@ -27,6 +27,7 @@ from fastidc.data.images import naming
 from fastidc.data.patience import Pool, result
 from fastidc.errors import FastidcError
 from fastidc.files import exclusive, sync_folder
+from fastidc.host import cores
 
 _AHEAD = 16  # images a worker, submitted and not yet in the journal
 
@@ -66,7 +67,7 @@ def build(
         raise FastidcError(f"--{'size' if size < 1 else 'workers'} must be at least 1, got {size if size < 1 else workers}.")
     if not paths:
         raise FastidcError(f"{root}: names no image, so there is nothing to build a cache of.")
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or cores()
     decoder = builder_of(builder, size, workers)
     about = {
         "builder": decoder.facts,

@@ -1,6 +1,5 @@
 """Looking at image files: each once, as the loader will, and what is wrong with it in a word to count by."""
 
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fastidc.data.datasets.flaws import Level
 from fastidc.data.images import check_file, decode, reason
 from fastidc.data.patience import Pool, under_way
 from fastidc.errors import FastidcError
+from fastidc.host import cores
 
 Look = Literal["full", "ends", "none"]
 _SIZE = 8  # decoded images are squashed to it: whether a file can be decoded does not depend on it
@@ -120,10 +120,10 @@ def look_at_all(paths: Iterable[Path], how: Look, workers: int | None = None, pr
     """`look` at each of ``paths`` by ``workers`` threads (by default one a core), with a bar that says the rate. Of a file nothing but `Seen` is
     kept, so memory does not grow with the images."""
     paths = list(paths)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with warnings.catch_warnings(), Pool(workers or cores) as pool:
+    workers = workers or cores()
+    with warnings.catch_warnings(), Pool(workers) as pool:
         warnings.simplefilter("ignore")  # Pillow's, of large images and odd metadata: what matters is in the table
-        seen = under_way(pool, lambda path: look(path, how), paths, _AHEAD * (workers or cores))
+        seen = under_way(pool, lambda path: look(path, how), paths, _AHEAD * workers)
         bar = tqdm(seen, total=len(paths), desc="check images", unit="image", leave=False, disable=not progress)
         return dict(zip(paths, bar, strict=True))
 

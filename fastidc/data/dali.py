@@ -31,6 +31,7 @@ from fastidc.data import patience
 from fastidc.data.dali_pipeline import DaliError, Pipelines, Squash, require, squash_on, takes
 from fastidc.data.images import decode_bytes, empty_batch, read
 from fastidc.errors import FastidcError
+from fastidc.host import cores
 
 _LANES = 2  # batches on their way at a time: while one is copied out, the next is decoded
 _LARGEST_RUN = 256 << 20  # decoded bytes of a run; photographs of 12 megapixels go seven at a time
@@ -229,5 +230,4 @@ def _raise_first(found: Sequence[Found]) -> None:
 
 
 def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

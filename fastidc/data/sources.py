@@ -16,7 +16,7 @@ from fastidc.data.cache import HEADER_BYTES, Cache, default_path
 from fastidc.data.images import ImageStore, Pixels, by_sample, empty_batch
 from fastidc.data.resident import ResidentImages, bytes_of, free_bytes
 from fastidc.errors import FastidcError
-from fastidc.memory import available_bytes
+from fastidc.host import available_bytes
 
 LOADERS = ("auto", "pillow", "dali", "cache", "memory", "resident")
 DECODERS = ("pillow", "dali")  # of these, what reads the image files themselves

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastidc.data.images import decode_bytes, picture, read, to_array, turned
 from fastidc.errors import FastidcError
+from fastidc.host import cores
 
 AHEAD = 2  # batches that are being decoded while one is in use
 _CHANNELS = (1, 3, 4)  # L, RGB, RGBA
@@ -93,7 +94,7 @@ def batches(
         raise FastidcError(f"batch_size must be at least 1, got {batch_size}.")
     if workers is not None and workers < 1:
         raise FastidcError(f"workers must be at least 1, got {workers}.")
-    pool = ThreadPoolExecutor(max_workers=workers or min(16, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(max_workers=workers or min(16, cores()))
     waiting: deque[Callable[[], Batch]] = deque()
     source, failure, rows = iter(pairs), None, 0
     try:

@@ -23,6 +23,7 @@ from fastidc.data.render.record import changed_boxes, overlap, scene_record
 from fastidc.data.render.scene import draw_scenes
 from fastidc.data.render.shading import picture
 from fastidc.errors import FastidcError
+from fastidc.host import cores
 
 FOLDERS = {"images": "CLEVR_default", "sc_images": "CLEVR_semantic", "nsc_images": "CLEVR_nonsemantic"}
 
@@ -46,7 +47,7 @@ def render_dataset(
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise FastidcError(f"workers must be a whole number of at least 1, not {workers!r}.")
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores()
         workers = workers if str(device) == "cpu" else 1
     partial = out.absolute().with_name(f".{out.name}.partial-{os.getpid()}")
     try:

@@ -1,4 +1,11 @@
-"""How much memory there is. Standard library only."""
+"""What of this machine a process may use. Standard library only."""
+
+import os
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes() -> int | None:
