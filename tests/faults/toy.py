@@ -55,7 +55,10 @@ class Server:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(10)
+        try:
+            self._process.wait(60)  # it has all the models of a long suite to let go of, beside others' work
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 @dataclass
