@@ -4,6 +4,7 @@ OpenAI's own downloads are TorchScript archives, which ``weights_only`` cannot r
 """
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,7 +45,7 @@ def _unpacked(path: Path) -> object:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             check_pickles(path, file, LEGACY_PICKLES)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _loaded(path)
     with zipfile.ZipFile(path) as archive:
         check_members(path, archive)
         if is_torchscript(archive):
@@ -53,7 +54,13 @@ def _unpacked(path: Path) -> object:
             if name.endswith("data.pkl"):
                 with archive.open(name) as file:
                     check_pickles(path, file)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return _loaded(path)
+
+
+def _loaded(path: Path) -> object:
+    with warnings.catch_warnings():  # of what it finds odd in an archive: it is whole, or it is refused
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unpickled(path: Path, said: str) -> FastidcError:

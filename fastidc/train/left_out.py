@@ -47,7 +47,9 @@ def pairs_of(options: TrainOptions, dataset: str, world: World, begins: list[Sta
         )
     if most is None or (resumed and earlier is None):
         if most is not None:
-            say(f"{options.out}: goes on with all pairs, for it began without leaving any out.")
+            say(
+                f"{options.out}: goes on with all pairs, for it began without leaving any out; a run that is to leave some out begins anew, in another --out."
+            )
         return Pairs(load(options.data, dataset, **how).records)
     loaded = load(options.data, dataset, **how, spare=True)
     if earlier is not None:

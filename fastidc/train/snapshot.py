@@ -89,7 +89,7 @@ def write(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], b
         sync_folder(folder)
     except OSError as error:
         raise FastidcError(
-            f"{path} cannot be written ({error.strerror or error}); the snapshots before it are whole: make room, or give another --out."
+            f"{path} cannot be written ({error.strerror or error}); what was saved before it is whole: make room, or give another --out."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -288,7 +288,7 @@ def _read_json(file: Path, path: Path) -> dict[str, Any]:
     try:
         value = parse_json(read_plain(file, LARGEST_JSON))
     except (OSError, ValueError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else type(error).__name__
+        reason = (error.strerror or error) if isinstance(error, OSError) else "it is no JSON"
         raise _damaged(path, f"{file.name} cannot be read, {reason}") from None
     if not isinstance(value, dict):
         raise _damaged(path, f"{file.name} is none of a snapshot")

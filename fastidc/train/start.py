@@ -141,6 +141,10 @@ def check_folder(out: Path, overwrite: bool, resume: str = "none") -> bool:
         if not overwrite and not (resume == "auto" and interrupted):
             if interrupted and snapshot.found(out / snapshot.FOLDER):
                 raise FastidcError(f"{out}: holds an interrupted run; go on with --resume auto, choose another --out, or add --overwrite.")
+            if interrupted:
+                raise FastidcError(
+                    f"{out}: holds a run that ended before its first snapshot; choose another --out, or begin it anew with --resume auto or --overwrite."
+                )
             raise FastidcError(f"{out}: already exists and is not empty; choose another --out, or add --overwrite.")
         if not is_run:
             raise FastidcError(f"{out}: --overwrite replaces a fastidc run, and this is none; choose another --out.")

@@ -234,7 +234,7 @@ def test_a_full_disk(toy, alone, tmp_path, monkeypatch, capsys, policy):
             assert "No space left on device" in (said := capsys.readouterr().out)
             assert "Training goes on (--on-save-error continue)." in said
         else:
-            with pytest.raises(FastidcError, match=r"cannot be written \(No space left on device\); the snapshots before it are whole"):
+            with pytest.raises(FastidcError, match=r"cannot be written \(No space left on device\); what was saved before it is whole"):
                 train("adapt", how)
             assert snapshot.newest(out / "snapshots").state["step"] == 2
             assert len(list((out / "snapshots").iterdir())) == 1

@@ -73,10 +73,16 @@ def test_a_file_system_without_locks(toy, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "metrics.json").is_file()
 
 
-def test_what_is_refused_leaves_no_folder(toy, tmp_path):
+def test_what_is_refused_leaves_no_folder(toy, tmp_path, monkeypatch):
     with pytest.raises(FastidcError, match="holds no snapshot"):
         train("adapt", options(*toy, tmp_path / "out", resume=str(tmp_path / "none"), **OFFICIAL))
     assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patched:
+        kill_after(patched, 1)
+        with pytest.raises(Killed):
+            train("adapt", options(*toy, tmp_path / "early", **OFFICIAL))
+    with pytest.raises(FastidcError, match="ended before its first snapshot; .* begin it anew with --resume auto or --overwrite"):
+        train("adapt", options(*toy, tmp_path / "early", **OFFICIAL))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FastidcError, match="already exists and is not empty"):
         train("adapt", options(*toy, tmp_path / "file", **OFFICIAL))
