@@ -81,7 +81,7 @@ def test_what_is_refused_leaves_no_folder(toy, tmp_path, monkeypatch):
         kill_after(patched, 1)
         with pytest.raises(Killed):
             train("adapt", options(*toy, tmp_path / "early", **OFFICIAL))
-    with pytest.raises(FastidcError, match="ended before its first snapshot; .* begin it anew with --resume auto or --overwrite"):
+    with pytest.raises(FastidcError, match=r"ended before its first snapshot; .* begin it anew with --resume auto or --overwrite"):
         train("adapt", options(*toy, tmp_path / "early", **OFFICIAL))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FastidcError, match="already exists and is not empty"):
