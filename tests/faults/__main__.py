@@ -18,7 +18,7 @@ from pathlib import Path
 FAULTS = {
     "kills": ("kills", "run", 200, 8),
     "terms": ("terms", "run", 50, 6),
-    "disk": ("disk", "run", 300, 15),
+    "disk": ("disk", "run", 300, 10),
     "numbers": ("numbers", "run", 158, 14),
     "every_step": ("every_step", "run", 72, 6),
     "corruptions": ("corruptions", "run", 1000, 50),

@@ -277,4 +277,4 @@ def test_a_kill_leaves_whole_snapshots(tmp_path):
 
 @pytest.mark.slow
 def test_many_kills_leave_whole_snapshots(tmp_path):
-    killed_while_writing(tmp_path / "snapshots", 25, random.Random(1))
+    killed_while_writing(tmp_path / "snapshots", 8, random.Random(1))
