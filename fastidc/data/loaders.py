@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -265,20 +264,22 @@ def ahead(batches: Iterator[PairBatch], meter: Meter | None = None) -> Iterator[
     """``batches``, each next one made by a thread while the one before is in use. An error surfaces where its batch is asked for."""
     meter = Meter() if meter is None else meter
     began = time.perf_counter()
+    pool = ThreadPoolExecutor(max_workers=1)
     try:
-        with closing(batches), ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, batches, None)
+        while True:
+            asked = time.perf_counter()
+            batch = coming.result()
+            meter.waited += time.perf_counter() - asked
+            if batch is None:
+                return
             coming = pool.submit(next, batches, None)
-            while True:
-                asked = time.perf_counter()
-                batch = coming.result()
-                meter.waited += time.perf_counter() - asked
-                if batch is None:
-                    return
-                coming = pool.submit(next, batches, None)
-                meter.images += batch.images.shape[0] * batch.images.shape[1]
-                yield batch
+            meter.images += batch.images.shape[0] * batch.images.shape[1]
+            yield batch
     finally:
         meter.seconds += time.perf_counter() - began
+        pool.shutdown()  # where a signal ends this wait, the batches are still being made, and cannot be closed
+        batches.close()
 
 
 def in_order(records: Sequence[PairRecord], images: Pixels, batch_size: int, workers: int = 4, pinned: bool = False) -> Iterator[PairBatch]:

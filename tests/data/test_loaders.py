@@ -1,7 +1,9 @@
 """Batches: pixels as the official code sees them, draws that depend on nothing but their keys."""
 
 import dataclasses
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ pytest.importorskip("open_clip", reason="the tokenizer needs the package open_cl
 
 from fastidc.config import preset
 from fastidc.data.images import ImageStore, decode
-from fastidc.data.loaders import PairLoader, adaptation_samples, draw_adaptation, draw_captioning, epoch_order, in_order
+from fastidc.data.loaders import PairLoader, adaptation_samples, ahead, draw_adaptation, draw_captioning, epoch_order, in_order
 from fastidc.data.random import briefly, generator
 from fastidc.data.records import load_records
 from fastidc.errors import FastidcError
@@ -173,3 +175,19 @@ def test_a_borrowed_stream_is_the_same_stream():
     assert len(set(want)) == len(keys)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(drawn, keys * 50)) == want * 50
+
+
+def test_a_signal_while_a_batch_is_being_made_is_what_surfaces(monkeypatch):
+    """It ends the wait for the thread, which is still at work on the batches."""
+    go = threading.Event()
+
+    def batches():
+        yield SimpleNamespace(images=torch.zeros(1, 2))
+        go.wait(30)
+
+    coming = ahead(batches())
+    next(coming)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", lambda self, wait=True, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        coming.close()
+    go.set()
