@@ -179,14 +179,16 @@ def test_a_borrowed_stream_is_the_same_stream():
 
 def test_a_signal_while_a_batch_is_being_made_is_what_surfaces(monkeypatch):
     """It ends the wait for the thread, which is still at work on the batches."""
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
 
     def batches():
         yield SimpleNamespace(images=torch.zeros(1, 2))
+        begun.set()
         go.wait(30)
 
     coming = ahead(batches())
     next(coming)
+    assert begun.wait(30)
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", lambda self, wait=True, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         coming.close()
