@@ -299,7 +299,7 @@ class StageRun:
             metrics["rollbacks"] = self.progress.rollbacks
         with self._leaves():
             if session.stage == "finetune":
-                write_about_change(out, session, self.records)
+                write_about_change(out, session, self.records, self._written)
             if self.records["test"]:
-                score_test(out, session, self.records["test"], metrics)
+                score_test(out, session, self.records["test"], metrics, self._written)
         return metrics
