@@ -163,7 +163,9 @@ def cuda_sources(arch: str, folder: Path, nvcc: str | None) -> list[dict]:
     compiler = f"nvcc {nvcc}" if nvcc else f"nvrtc {nvrtc.version()}" if nvrtc.library() else None
     row = {"kernel": "patches.cu", "config": (compiler or "").partition(" ")[0], "arch": arch, "faults": []}
     if compiler is None:
-        return [{**row, "skipped": "neither nvcc nor NVRTC is here."}]
+        return [
+            {**row, "skipped": "neither nvcc nor NVRTC is here: install the CUDA toolkit, or torch for CUDA, whose wheels bring NVRTC."}
+        ]
     facts = [kernels.source(), Path(__file__).read_text(), arch, compiler]
     path = folder / f"{hashlib.blake2b(chr(0).join(facts).encode(), digest_size=16).hexdigest()}.json"
     if path.is_file():

@@ -85,8 +85,4 @@ def kill(toy: Toy, tally: Tally, seed: int) -> None:
 
 
 def run(seed: int, count: int) -> dict:
-    tally = Tally("kills", seed, count)
-    for number in tally.seeds():
-        with tally.case(number):
-            kill(shared(), tally, number)
-    return tally.result()
+    return Tally("kills", seed, count).each(lambda tally, number: kill(shared(), tally, number))

@@ -1,7 +1,7 @@
 """What came of the cases of one fault."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 until: list[float] = []
@@ -34,6 +34,13 @@ class Tally:
             yield
         except Exception as error:  # whatever it is, the others go on
             self.failures.append({"seed": seed, "what": f"{type(error).__name__}: {error}"[:2000]})
+
+    def each(self, case: Callable[["Tally", int], None]) -> dict:
+        """``case(tally, seed)`` of every seed; the `result`."""
+        for seed in self.seeds():
+            with self.case(seed):
+                case(self, seed)
+        return self.result()
 
     def add(self, note: str, count: float = 1) -> None:
         self.notes[note] = self.notes.get(note, 0) + count

@@ -62,8 +62,4 @@ def term(toy: Toy, tally: Tally, seed: int) -> None:
 
 
 def run(seed: int, count: int) -> dict:
-    tally = Tally("terms", seed, count)
-    for number in tally.seeds():
-        with tally.case(number):
-            term(shared(), tally, number)
-    return tally.result()
+    return Tally("terms", seed, count).each(lambda tally, number: term(shared(), tally, number))

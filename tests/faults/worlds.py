@@ -116,11 +116,7 @@ def change(toy: Toy, tally: Tally, seed: int) -> None:
 
 
 def run(seed: int, count: int) -> dict:
-    tally = Tally("worlds", seed, count)
-    for number in tally.seeds():
-        with tally.case(number):
-            change(shared(), tally, number)
-    return tally.result()
+    return Tally("worlds", seed, count).each(lambda tally, number: change(shared(), tally, number))
 
 
 if __name__ == "__main__":  # one of torchrun's processes
